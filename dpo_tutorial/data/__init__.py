@@ -1,0 +1,1 @@
+"""Data: preference pairs, how they are made, scored and loaded. Knows nothing of training."""

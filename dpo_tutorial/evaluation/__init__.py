@@ -1,0 +1,1 @@
+"""Evaluation: statistics of win rates and paired comparisons."""
