@@ -61,11 +61,11 @@ def snippets(rows, eos: int, rng: random.Random) -> list[list[int]]:
         current, wanted = [], rng.choice((1, 2, 2, 3))
         for first, later in sentences:
             if current and (wanted == 0 or len(current) + len(later) >= MAX_TOKENS):
-                out.append(current + [eos])
+                out.append([*current, eos])
                 current, wanted = [], rng.choice((1, 2, 2, 3))
             current, wanted = current + (later if current else first), wanted - 1
         if current:
-            out.append(current + [eos])
+            out.append([*current, eos])
     return out
 
 

@@ -7,8 +7,6 @@ Maas et al. 2011 and the Rotten Tomatoes lines of Pang and Lee 2005); none of th
 import functools
 import hashlib
 import importlib.util
-import json
-import math
 import re
 from pathlib import Path
 
@@ -72,3 +70,66 @@ def split_summary() -> dict:
         digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
         summary[part] = {"reviews": len(texts), "sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
     return summary
+
+
+class SentimentClassifier:
+    """TF-IDF on words and word pairs, and logistic regression: the course's true reward.
+
+    The weights ship in data/reward/ so that the reward is the same on every machine;
+    ``python tools/make_data.py reward`` fits them again and tests compare the two.
+    """
+
+    def __init__(self, vocabulary: list[str], idf: np.ndarray, coef: np.ndarray, intercept: float):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.vectorizer = TfidfVectorizer(vocabulary=vocabulary, **_TFIDF)
+        self.vectorizer.idf_ = idf
+        self.coef, self.intercept = coef, intercept
+
+    def logits(self, texts: list[str]) -> np.ndarray:
+        """log-odds that each text is a positive review, (N,) float64: the reward in Bradley-Terry's units."""
+        return self.vectorizer.transform(texts) @ self.coef + self.intercept
+
+    def scores(self, texts: list[str]) -> np.ndarray:
+        """P(positive) of each text, (N,) in (0, 1)."""
+        return 1 / (1 + np.exp(-self.logits(texts)))
+
+    def accuracy(self, frame: pd.DataFrame) -> float:
+        """Share of reviews (``text``, ``label``) on the right side of one half."""
+        return float(((self.logits(list(frame["text"])) > 0) == (frame["label"] == 1)).mean())
+
+
+_TFIDF = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w[\w']*\b"}
+_MAX_FEATURES, _C = 20_000, 4.0
+
+
+def fit_classifier() -> SentimentClassifier:
+    """Fit on the labelled reviews of the part ``classifier`` (about 8 s)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    frame = reviews("classifier")
+    vectorizer = TfidfVectorizer(max_features=_MAX_FEATURES, min_df=3, **_TFIDF)
+    features = vectorizer.fit_transform(frame["text"])
+    model = LogisticRegression(C=_C, tol=1e-8, max_iter=2000).fit(features, frame["label"])
+    words = list(vectorizer.get_feature_names_out())
+    return SentimentClassifier(words, vectorizer.idf_, model.coef_[0], float(model.intercept_[0]))
+
+
+def save_classifier(classifier: SentimentClassifier, folder: Path) -> None:
+    """Write vocabulary.txt (one term a line) and weights.npz (idf, coef as float32; intercept)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    terms = sorted(classifier.vectorizer.vocabulary_, key=classifier.vectorizer.vocabulary_.get)
+    (folder / "vocabulary.txt").write_text("\n".join(terms) + "\n", encoding="utf-8")
+    idf, coef = (values.astype(np.float32) for values in (classifier.vectorizer.idf_, classifier.coef))
+    np.savez(folder / "weights.npz", idf=idf, coef=coef, intercept=np.float64(classifier.intercept))
+
+
+@functools.lru_cache(maxsize=1)
+def load_classifier() -> SentimentClassifier:
+    """The shipped true reward (under a second)."""
+    folder = DATA_DIR / "reward"
+    terms = (folder / "vocabulary.txt").read_text(encoding="utf-8").splitlines()
+    with np.load(folder / "weights.npz", allow_pickle=False) as weights:
+        idf, coef = weights["idf"].astype(float), weights["coef"].astype(float)
+        return SentimentClassifier(terms, idf, coef, float(weights["intercept"]))

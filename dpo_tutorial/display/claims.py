@@ -68,7 +68,8 @@ def close(id: str, statement: str, value: float, expected: float, tolerance: flo
         f"within {tolerance:.0e} of {float(expected):.6g}"
         if holds
         else (
-            f"value {float(value):.10g}, expected {float(expected):.10g}, distance {distance:.3g}, tolerance {tolerance:.0e}"
+            f"value {float(value):.10g}, expected {float(expected):.10g}, "
+            f"distance {distance:.3g}, tolerance {tolerance:.0e}"
         )
     )
     claim(id, statement, holds, evidence)

@@ -1,0 +1,95 @@
+"""The live monitor: one figure that is redrawn in place while a model trains, and a progress bar.
+
+``DPO_TUTORIAL_MONITOR=plain`` (set by the tool that executes the notebooks) draws once, at the end. In
+both modes the text beside the picture never changes, since it is compared when notebooks are checked.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+from dpo_tutorial.display import plots
+
+PANELS = (
+    ("loss", (("loss", "policy", "train"), ("eval_loss", "optimum", "held out"))),
+    ("margin (nats x beta)", (("margins", "policy", "train"), ("eval_margins", "optimum", "held out"))),
+    ("accuracy", (("accuracies", "policy", "train"), ("eval_accuracies", "optimum", "held out"))),
+    ("log-ratio (nats)", (("chosen_logratios", "chosen", "chosen"), ("rejected_logratios", "rejected", "rejected"))),
+    ("KL estimate (nats)", (("kl", "policy", "policy from reference"),)),
+)
+
+
+def plain() -> bool:
+    """Whether the monitor draws only once, at the end (``DPO_TUTORIAL_MONITOR=plain``)."""
+    return os.environ.get("DPO_TUTORIAL_MONITOR", "live") == "plain"
+
+
+def in_notebook() -> bool:
+    """Whether a kernel is there to show figures."""
+    return "ipykernel" in sys.modules
+
+
+class Monitor:
+    """Collects metrics by step and shows them as five curves: loss, margin, accuracy, log-ratios, KL.
+
+    >>> monitor = Monitor("a run", show=False)
+    >>> monitor.update(1, {"loss": 0.69, "margins": 0.0})
+    >>> monitor.history["loss"]
+    [(1, 0.69)]
+    """
+
+    def __init__(self, title: str, *, show: bool = True, every: float = 2.0):
+        self.title, self.every = title, every
+        self.history: dict[str, list[tuple[int, float]]] = {}
+        self._last, self._handle = time.monotonic(), None
+        if show and in_notebook():
+            from IPython.display import DisplayHandle
+
+            self._handle = DisplayHandle()
+            self._handle.display(self._bundle(), raw=True)
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of a step; the figure is redrawn at most every ``every`` seconds."""
+        for name, value in metrics.items():
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"metric {name!r} at step {step} is a {type(value).__name__}; give a number")
+            self.history.setdefault(name, []).append((step, float(value)))
+        if self._handle and not plain() and time.monotonic() - self._last > self.every:
+            self._last = time.monotonic()
+            self._handle.update(self._bundle(), raw=True)
+
+    def close(self) -> None:
+        """Draw the final figure."""
+        if self._handle:
+            self._handle.update(self._bundle(), raw=True)
+
+    def figure(self):
+        """The figure as it stands now."""
+        fig, axes = plots.figure(1, len(PANELS), width=12.5, height=2.5)
+        for ax, (ylabel, series) in zip(axes, PANELS, strict=True):
+            for name, role, label in series:
+                points = [(s, v) for s, v in self.history.get(name, []) if math.isfinite(v)]
+                if points:
+                    ax.plot(*zip(*points, strict=True), **plots.line(role, label=label))
+            ax.set(xlabel="step", title=ylabel)
+            if len(ax.lines) > 1:
+                ax.legend(fontsize=8)
+        if self.history.get("loss"):
+            axes[0].axhline(math.log(2), **plots.line("reference", label=None, linewidth=1))
+        fig.suptitle(self.title, x=0.01, ha="left", fontsize=10)
+        return fig
+
+    def _bundle(self) -> dict:
+        return {"image/png": plots.png(self.figure()), "text/plain": f"[monitor] {self.title}"}
+
+
+def progress(iterable: Iterable, label: str = ""):
+    """Iterate with a progress bar in a notebook or terminal; silent when plain or without a label."""
+    if not label or plain():
+        yield from iterable
+        return
+    from tqdm.auto import tqdm
+
+    yield from tqdm(iterable, desc=label, leave=False)

