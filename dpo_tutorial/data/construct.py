@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from dpo_tutorial.data.pairs import prompt_id
 from dpo_tutorial.data.scoring import reviews
 
 _SENTENCE_END = re.compile(r"[.!?][\"')]*(?=\s|$)")
@@ -30,15 +31,6 @@ def review_prompts(part: str, n: int, *, words: int) -> pd.DataFrame:
     else:
         raise ValueError(f"{part} gives {len(prompts)} prompts of {words} words, {n} were asked for")
     return pd.DataFrame({"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts})
-
-
-def prompt_id(prompt: str) -> str:
-    """The first 12 hex digits of the prompt's SHA-256.
-
-    >>> prompt_id("This film is")
-    '13b0b2c4e5e0'
-    """
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def whole_sentences(text: str, *, least: int = 5) -> str:

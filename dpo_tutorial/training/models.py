@@ -186,7 +186,7 @@ def load(name: str, *, device: torch.device | str | None = None, dtype: torch.dt
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} could not be loaded: {str(error).splitlines()[0]}\n"
-            "Accepted: 'smollm2', 'lab_lm', a local folder with safetensors, or a Hugging Face id (needs the network)."
+            "Accepted: 'smollm2', 'lab_lm', a folder with safetensors, or a Hugging Face id (needs the network)."
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,6 +1,5 @@
 """The door to TRL 1.16: configurations that work offline on any machine, datasets, the monitor's callback."""
 
-import contextlib
 import logging
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 import transformers
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dpo_tutorial.display.monitor import Monitor
 from dpo_tutorial.training.models import lora_config
@@ -121,22 +120,11 @@ def history(trainer, name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in trainer.state.log_history if name in line]
 
 
-def train_dpo(model, tokenizer, train: pd.DataFrame, *, config: DPOConfig, rank: int, heldout=None, callbacks=()):
-    """TRL's ``DPOTrainer`` with a fresh LoRA adapter, run to the end; returns the trainer (``trainer.model``)."""
-    with contextlib.redirect_stdout(None):  # the Trainer prints its log lines when progress bars are off
-        trainer = DPOTrainer(
-            model=model,
-            args=config,
-            train_dataset=to_dataset(train),
-            eval_dataset=None if heldout is None else to_dataset(heldout),
-            processing_class=tokenizer,
-            peft_config=lora_config(rank=rank),
-            callbacks=list(callbacks),
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+def train(trainer) -> None:
+    """Run a trainer to its end without its printed log lines; the model is left in evaluation mode."""
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
     trainer.model.eval()
-    return trainer
 
 
 def train_sft(
@@ -159,7 +147,5 @@ def train_sft(
         processing_class=tokenizer,
         peft_config=lora_config(rank=rank),
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    trainer.model.eval()
+    train(trainer)
     return trainer

@@ -1,0 +1,95 @@
+"""Make the records of the long runs in data/records/; a record that is there is not made again.
+
+    python tools/make_records.py            all that is missing
+    python tools/make_records.py nb09       notebook 09's run, three seeds (about 6 minutes each)
+"""
+
+import argparse
+import shutil
+
+from dpo_tutorial.data import pairs, scoring
+from dpo_tutorial.training import records
+
+
+def nb09_runs() -> list[dict]:
+    return [dict(records.SENTIMENT_RUN, seed=seed) for seed in (0, 1, 2)]
+
+
+def nb09(config: dict) -> dict:
+    """Train and evaluate as notebook 09 does; results are numbers only."""
+    from trl import DPOTrainer
+
+    from dpo_tutorial.evaluation import stats
+    from dpo_tutorial.training import models, sampling, trl_bridge
+
+    trl_bridge.quiet_libraries()
+    model, tokenizer = models.load_sft()
+    train, heldout = (
+        pairs.load(scoring.DATA_DIR / "pairs" / f"sentiment_{part}.jsonl").head(config[key])
+        for part, key in (("train", "pairs"), ("heldout", "heldout_pairs"))
+    )
+    folder = f"runs/nb09_record_{config['seed']}"
+    settings = {key: config[key] for key in records.DPO_SETTINGS}
+    trainer = DPOTrainer(
+        model=model,
+        args=trl_bridge.dpo_config(folder, **settings, eval_strategy="steps", eval_steps=8),
+        train_dataset=trl_bridge.to_dataset(train),
+        eval_dataset=trl_bridge.to_dataset(heldout),
+        processing_class=tokenizer,
+        peft_config=models.lora_config(rank=config["rank"]),
+    )
+    trl_bridge.train(trainer)
+    options = {"n": config["samples_per_prompt"], "max_new_tokens": config["max_new_tokens"], "seed": config["seed"]}
+    prompts = list(heldout["prompt"].drop_duplicates())
+    drawn = sampling.rollouts(trainer.model, tokenizer, prompts, **options)
+    with models.reference(trainer.model) as ref:
+        before = sampling.texts(tokenizer, sampling.sample(ref, tokenizer, prompts, **options))
+    score = scoring.load_classifier().scores
+    after = score(list(drawn["prompt"] + drawn["text"]))
+    base = score([prompt + text for prompt, row in zip(prompts, before, strict=True) for text in row])
+    difference = stats.paired_difference(after, base, drawn["prompt"], seed=0)
+    names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+    curves = {name: trl_bridge.history(trainer, name) for prefix in ("", "eval_") for name in [prefix + n for n in names]}
+    if config["seed"] == 0:
+        save_adapter(trainer.model)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "reward_policy": round(float(after.mean()), 4),
+        "reward_reference": round(float(base.mean()), 4),
+        "reward_difference": [round(value, 4) for value in (difference.mean, difference.low, difference.high)],
+        "kl": round(float((drawn["policy_logps"] - drawn["ref_logps"]).mean()), 3),
+        "dtype": str(model.dtype),
+        "curves": {name: [[step, round(value, 4)] for step, value in points] for name, points in curves.items()},
+    }
+
+
+def save_adapter(model) -> None:
+    """The adapter of seed 0 ships as data/dpo_adapter (float16, safetensors)."""
+    from make_data import strip_base_path
+
+    folder = scoring.DATA_DIR / "dpo_adapter"
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.half()
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    strip_base_path(folder)
+
+
+GROUPS = {"nb09": (nb09_runs, nb09)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="none means all")
+    for group in parser.parse_args().groups or GROUPS:
+        configs, run = GROUPS[group]
+        for config in configs():
+            there = records.path_of(group, config).exists()
+            print(f"{group} seed {config['seed']}: {'there' if there else 'running ...'}", flush=True)
+            record = records.make(group, config, run, command=f"python tools/make_records.py {group}")
+            print({key: value for key, value in record["results"].items() if key != "curves"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
