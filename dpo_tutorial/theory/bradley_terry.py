@@ -217,7 +217,8 @@ def _newton(wins: Tensor, tied: Tensor, l2: float, davidson: bool, most: int = 2
             trial = rewards + size_of_step * step[:n]
             trial_nu = log_nu + size_of_step * step[n] if davidson else log_nu
             outcome = evaluate(trial - trial.mean(), trial_nu)
-            if outcome[1] >= target:
+            # Near the maximum the likelihood changes by less than its rounding error; the gradient still tells.
+            if outcome[1] > target or outcome[2].abs().max() < gradient.abs().max():
                 break
         else:
             break  # no step of any size improves: the maximum is reached to rounding
