@@ -146,7 +146,7 @@ def test_davidson_is_a_maximum():
 
     at = (
         result.rewards.clone().requires_grad_(),
-        torch.tensor(math.log(result.tie_strength)).double().requires_grad_(),
+        torch.tensor(math.log(result.tie_strength), dtype=torch.float64, requires_grad=True),
     )
     value = log_likelihood(*at)
     assert value.item() == pytest.approx(result.log_likelihood, rel=1e-12)
