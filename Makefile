@@ -86,7 +86,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ "$(TORCH)" = cpu ]; then echo "Installing PyTorch's CPU build (about 200 MB) ..."; \
 		$(INSTALL) --no-deps --index-url https://download.pytorch.org/whl/cpu torch || { \
 		echo "PyTorch's CPU build could not be installed: if the download failed, run the same command again."; exit 1; }; fi
-	@echo "Installing the course and its packages (2 minutes; several more where CUDA is downloaded) ..."
+	@echo "Installing the course and its packages (2 to 4 minutes; several more where CUDA is downloaded) ..."
 	@$(INSTALL) -e '.[test]' || { echo "The installation did not finish. If a download failed, run the same command" \
 		"again: what has been downloaded is kept."; exit 1; }
 	@touch $(STAMP)
