@@ -95,7 +95,7 @@ def closed_form_html(
     shown = [value_format.format(value) for value in values]
     stills = tuple(stills or (n // 10, n // 2, n - 1 - n // 10))
     name = label.split(" (")[0]  # the unit is said once, in the label
-    picture = svg.markup(*svg.layout(panels, stills, n, [f"{name} = {shown[i]}" for i in stills]), alt)
+    still = svg.layout(panels, stills, n, [f"{name} = {shown[i]}" for i in stills])
     drawings = [svg.layout(panels, [i], n, []) for i in range(n)]
     lines = [f"{name} = {value}. {readout}" for value, readout in zip(shown, readouts, strict=True)]
     escaped = {"label": label, "value": shown[start], "line": lines[start]}
@@ -111,9 +111,10 @@ def closed_form_html(
     data = {"id": hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]} | data
     # "<" is escaped so that no text inside the data can end the script.
     stored = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    source = "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg.markup(*still, alt).encode()).decode()
+    card = _CARD.format(width=int(max(still[1], drawings[start][1])) + 30)
     return (
-        f'<div data-dpo-slider="{data["id"]}" style="{_CARD.format(width=int(drawings[start][1]) + 30)}">'
+        f'<div data-dpo-slider="{data["id"]}" style="{card}">'
         f'<img src="{source}" alt="{html.escape(alt)}" style="max-width:100%">'
         f"<script>{_SCRIPT}({stored})</script></div>"
     )
