@@ -119,6 +119,8 @@ def test_a_bom_crlf_blank_lines_and_a_missing_last_line_end_reject_nothing(tmp_p
     kept, rejected = pairs.load(path, on_error="reject")
     assert (len(kept), len(rejected)) == (3, 0)
     assert list(kept["chosen"]) == [" a delight."] * 3
+    _, rejected = pairs.load(write(tmp_path, "bad", with_(), end=b"\r\n"), on_error="reject")
+    assert list(rejected["raw"]) == ["bad"]
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
@@ -146,6 +148,10 @@ def test_messages_are_accepted_and_one_file_holds_one_shape(tmp_path):
     assert kept["prompt"][0] == talk["prompt"] and kept["prompt_id"].nunique() == 1
     pairs.save(kept, tmp_path / "out.jsonl")
     assert pairs.load(tmp_path / "out.jsonl").equals(kept)
+    for name in pairs.TEXTS:  # as parquet files give them
+        kept[name] = pd.Series([np.array(messages, dtype=object) for messages in kept[name]], dtype=object)
+    pairs.save(kept, tmp_path / "arrays.jsonl")
+    assert (tmp_path / "arrays.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
 
 
 def test_a_file_without_rows(tmp_path):
@@ -232,6 +238,9 @@ def test_save_writes_what_is_there(tmp_path):
         | {"score_chosen": None, "n": 4, "x": 2.0, "tags": None},
     ]
     assert os.listdir(tmp_path) == ["out.jsonl"]
+    pairs.save(frame(score_chosen=[1, 2]), path)  # whole numbers too: one spelling, whatever the column's type
+    assert [json.loads(line)["score_chosen"] for line in path.read_text().splitlines()] == [1.0, 2.0]
+    assert '"score_chosen": 1.0}' in path.read_text()
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
