@@ -104,6 +104,21 @@ def test_weights_are_counts():
     assert torch.allclose(repeated.standard_errors, weighted.standard_errors, atol=1e-12)
 
 
+def test_fit_prompts_is_a_fit_per_prompt():
+    generator = torch.Generator().manual_seed(8)
+    world = random_world(3, 4, generator=generator)
+    rows = world.sample_preferences(600, generator=generator, tie_strength=0.5)
+    rewards = bradley_terry.fit_prompts(rows, 3, 4)
+    mine = rows.select(rows.prompts == 1)
+    won, tied = mine.decided(), mine.select(mine.ties)
+    alone = bradley_terry.fit(won.chosen, won.rejected, 4, ties=(tied.chosen, tied.rejected))
+    assert torch.equal(rewards[1], alone.rewards)
+    population = bradley_terry.fit_prompts(world.population_preferences(), 3, 4)
+    assert torch.allclose(population, world.true_rewards - world.true_rewards.mean(-1, keepdim=True), atol=1e-8)
+    with pytest.raises(bradley_terry.NoMaximum, match=r"^prompt 0: .*never compared"):
+        bradley_terry.fit_prompts(rows.select(rows.prompts == 1), 3, 4)
+
+
 # --- ties -----------------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,13 @@ def test_zero_stays_zero_and_leaving_the_support_costs_infinitely_much():
     assert float(world.kl(torch.tensor([[0.1, 0.4, 0.5]]).double())) == math.inf
 
 
+def test_total_variation():
+    world = FiniteWorld(torch.zeros(2, 2), torch.full((2, 2), 0.5), torch.tensor([0.75, 0.25]))
+    one = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).double()
+    two = torch.tensor([[0.0, 1.0], [0.75, 0.25]]).double()
+    assert float(world.total_variation(one, two)) == 0.75 * 1 + 0.25 * 0.25
+
+
 def test_kl_takes_leading_dimensions_and_gradients():
     world, generator = world_of(0)
     logits = torch.randn(7, 3, 5, dtype=torch.float64, generator=generator, requires_grad=True)

@@ -11,6 +11,8 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from dpo_tutorial.theory.finite import Preferences
+
 TIE_MODELS = ("half", "davidson")
 
 
@@ -95,6 +97,33 @@ def fit(
     return _newton(wins, tied, l2, davidson)
 
 
+def fit_prompts(preferences: Preferences, n_prompts: int, n_responses: int, *, l2: float = 0.0) -> Tensor:
+    """The reward model of a finite world: :func:`fit` on each prompt's preferences, ties as half wins, by itself.
+
+    Returns:
+        (n_prompts, n_responses) rewards; each row has mean zero, since comparisons within a prompt say no more.
+
+    Raises:
+        NoMaximum: as :func:`fit`, with the prompt's number in front.
+    """
+    rewards = torch.zeros(n_prompts, n_responses, dtype=torch.float64)
+    for prompt in range(n_prompts):
+        mine = preferences.select(preferences.prompts == prompt)
+        decided, tied = mine.decided(), mine.select(mine.ties)
+        try:
+            rewards[prompt] = fit(
+                decided.chosen,
+                decided.rejected,
+                n_responses,
+                ties=(tied.chosen, tied.rejected),
+                l2=l2,
+                weights=decided.weights,
+            ).rewards
+        except NoMaximum as error:
+            raise NoMaximum(f"prompt {prompt}: {error}") from None
+    return rewards
+
+
 def _tables(winners, losers, n_items, ties, weights) -> tuple[Tensor, Tensor]:
     """Total weight of i beating j, and of i and j tying, both (n_items, n_items)."""
     winners, losers = _indices("winners", winners, n_items), _indices("losers", losers, n_items)
@@ -108,7 +137,7 @@ def _tables(winners, losers, n_items, ties, weights) -> tuple[Tensor, Tensor]:
             f"weights has shape {tuple(weights.shape)}; accepted are {len(winners)} finite numbers, 0 or above"
         )
     left, right = torch.empty(0).long(), torch.empty(0).long()
-    if ties is not None and len(ties):
+    if ties is not None and np.asarray(ties).size:
         array = torch.as_tensor(np.asarray(ties))
         left, right = array.T if array.ndim == 2 and array.shape[1] == 2 and not isinstance(ties, tuple) else array
         left, right = _indices("ties", left, n_items), _indices("ties", right, n_items)

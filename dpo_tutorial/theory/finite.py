@@ -147,6 +147,10 @@ class FiniteWorld:
         terms = torch.where(inside, safe * (safe.log() - self.ref_logps), torch.zeros_like(policy))
         return terms.sum(-1)
 
+    def total_variation(self, one: Tensor, two: Tensor) -> Tensor:
+        """Half the summed absolute difference of two policies, averaged over prompts: 0 equal, 1 disjoint."""
+        return self.average((one - two).abs().sum(-1) / 2)
+
     def objective(self, policy: Tensor, beta: float) -> Tensor:
         """Expected reward minus beta times KL, averaged over prompts, shape (...). DPO paper, Eq. 3."""
         _beta(beta)

@@ -173,11 +173,14 @@ def fit(
     record = _Record(policy, objective)
     record.keep(0)
     stalled = False
+    # L-BFGS only has to come near: the Newton steps of _polish finish, and converge quadratically.
+    enough = max(tolerance, 1e-6 * record.gradient) if optimizer == "lbfgs" else tolerance
     for step in range(1, steps + 1):
-        if record.gradient <= tolerance:
+        if record.gradient <= enough:
             break
         before = float(record.value)
-        stepper.step(record.closure)
+        # Adam and SGD use the gradient of the last evaluation; only L-BFGS evaluates again along its line.
+        stepper.step(record.closure if optimizer == "lbfgs" else None)
         value = record.evaluate()
         if not torch.isfinite(value):
             raise FloatingPointError(
@@ -268,13 +271,14 @@ class _Record:
 
     def closure(self) -> Tensor:
         self.policy.zero_grad()
-        value = self.objective_of(self.policy())
+        table = self.policy()
+        value = self.objective_of(table)
         value.backward()
+        self.logps = table.detach()
         return value
 
     def evaluate(self) -> Tensor:
         self.value = self.closure().detach()
-        self.logps = self.policy().detach()
         self.gradient = max(float(p.grad.abs().max()) for p in self.policy.parameters())
         return self.value
 
