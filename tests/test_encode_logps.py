@@ -36,7 +36,9 @@ def test_collate_lays_out_chosen_then_rejected_padded_on_the_right():
 def test_collate_truncates_at_the_end():
     examples = [{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [4, 6]}]
     batch = encode.collate(examples, pad_token_id=0, max_length=4)
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4], [1, 2, 3, 4]], "the pair became equal: the audit looks for it"
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4], [1, 2, 3, 4]], (
+        "the pair became equal: the audit looks for it"
+    )
 
 
 def test_per_token_logps_shifts_once():
@@ -50,7 +52,9 @@ def test_per_token_logps_shifts_once():
 
 def test_a_row_without_completion_tokens_is_refused(lab):
     model, _ = lab
-    batch = encode.collate([{"prompt_ids": [5, 6, 7], "chosen_ids": [8], "rejected_ids": [9]}], pad_token_id=1, max_length=3)
+    batch = encode.collate(
+        [{"prompt_ids": [5, 6, 7], "chosen_ids": [8], "rejected_ids": [9]}], pad_token_id=1, max_length=3
+    )
     with pytest.raises(ValueError, match=r"rows \[0, 1\].*max_length"):
         logps.completion_logps(model, batch)
 
@@ -76,7 +80,9 @@ def test_padding_changes_nothing(lab):
     together = logps.pair_logps(model, examples, pad_token_id=tokenizer.pad_token_id)
     for k, example in enumerate(examples):
         alone = logps.pair_logps(model, [example], pad_token_id=tokenizer.pad_token_id)
-        assert torch.allclose(torch.stack([alone[0][0], alone[1][0]]), torch.stack([together[0][k], together[1][k]]), atol=1e-4)
+        assert torch.allclose(
+            torch.stack([alone[0][0], alone[1][0]]), torch.stack([together[0][k], together[1][k]]), atol=1e-4
+        )
 
 
 def test_ids_and_logps_equal_trl(lab, tmp_path):
@@ -106,7 +112,10 @@ def test_conversations_go_through_the_chat_template():
             ids = [hash_id for message in messages for hash_id in (1, len(message["content"]), 2)]
             return {"input_ids": ids + [1] * add_generation_prompt}
 
-    prompt, chosen, rejected = ([{"role": role, "content": text}] for role, text in (("user", "hello"), ("assistant", "yes"), ("assistant", "no")))
+    prompt, chosen, rejected = (
+        [{"role": role, "content": text}]
+        for role, text in (("user", "hello"), ("assistant", "yes"), ("assistant", "no"))
+    )
     assert encode.encode_pair(Template(), prompt, chosen, rejected) == {
         "prompt_ids": [1, 5, 2, 1], "chosen_ids": [3, 2], "rejected_ids": [2, 2],
     }  # fmt: skip

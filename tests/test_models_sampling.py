@@ -1,7 +1,7 @@
 """Loading, LoRA, the reference view, sampling: on the lab LM, and on SmolLM2 where it matters."""
 
-import torch
 import pytest
+import torch
 
 from dpo_tutorial.training import logps, models, sampling
 
@@ -29,7 +29,7 @@ def test_a_fresh_adapter_leaves_the_policy_at_the_reference_and_is_float32(lab):
 
 
 def test_reference_switches_the_adapter_off_and_on_again(lab):
-    model, tokenizer = lab
+    model, _tokenizer = lab
     adapted = models.add_lora(model, rank=4).train()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -91,5 +91,7 @@ def test_smollm2_reloads_quickly_and_knows_some_facts():
     start = time.perf_counter()
     model, tokenizer = models.load("smollm2", device="cpu", dtype=torch.float32)
     assert time.perf_counter() - start < 6, "under 2 s on a quiet machine"
-    (ids,) = sampling.sample(model, tokenizer, ["The capital of France is"], max_new_tokens=3, temperature=0, seed=0)[0]
+    (ids,) = sampling.sample(model, tokenizer, ["The capital of France is"], max_new_tokens=3, temperature=0, seed=0)[
+        0
+    ]
     assert "Paris" in tokenizer.decode(ids)

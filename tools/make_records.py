@@ -1,7 +1,7 @@
 """Make the records of the long runs in data/records/; a record that is there is not made again.
 
-    python tools/make_records.py            all that is missing
-    python tools/make_records.py nb09       notebook 09's run, three seeds (about 6 minutes each)
+python tools/make_records.py            all that is missing
+python tools/make_records.py nb09       notebook 09's run, three seeds (about 6 minutes each)
 """
 
 import argparse
@@ -32,7 +32,7 @@ def nb09(config: dict) -> dict:
     settings = {key: config[key] for key in records.DPO_SETTINGS}
     trainer = DPOTrainer(
         model=model,
-        args=trl_bridge.dpo_config(folder, **settings, eval_strategy="steps", eval_steps=8),
+        args=trl_bridge.dpo_config(folder, **settings, eval_strategy="steps"),
         train_dataset=trl_bridge.to_dataset(train),
         eval_dataset=trl_bridge.to_dataset(heldout),
         processing_class=tokenizer,
@@ -49,7 +49,9 @@ def nb09(config: dict) -> dict:
     base = score([prompt + text for prompt, row in zip(prompts, before, strict=True) for text in row])
     difference = stats.paired_difference(after, base, drawn["prompt"], seed=0)
     names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-    curves = {name: trl_bridge.history(trainer, name) for prefix in ("", "eval_") for name in [prefix + n for n in names]}
+    curves = {
+        name: trl_bridge.history(trainer, name) for prefix in ("", "eval_") for name in [prefix + n for n in names]
+    }
     if config["seed"] == 0:
         save_adapter(trainer.model)
     shutil.rmtree(folder, ignore_errors=True)

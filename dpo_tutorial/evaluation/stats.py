@@ -76,7 +76,9 @@ def win_rate(outcomes, clusters=None, *, level: float = 0.95, repetitions: int =
     return WinRate(float(values.mean()), without, low, high, wins, ties, losses, p_value)
 
 
-def paired_difference(a, b, clusters=None, *, level: float = 0.95, repetitions: int = 4000, seed: int = 0) -> Difference:
+def paired_difference(
+    a, b, clusters=None, *, level: float = 0.95, repetitions: int = 4000, seed: int = 0
+) -> Difference:
     """Mean of ``a - b`` with a bootstrap interval over clusters (prompts).
 
     >>> paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).mean

