@@ -149,3 +149,41 @@ def orpo(chosen_avg_logps: Tensor, rejected_avg_logps: Tensor, *, weight: float)
     """
     trainer = SimpleNamespace(accelerator=_ACCELERATOR, beta=weight)
     return -ORPOTrainer.odds_ratio_loss(trainer, chosen_avg_logps, rejected_avg_logps)[0]
+
+
+def chosen_nll(kind: str, prompt_token_logps: list[Tensor], completion_token_logps: list[Tensor]) -> Tensor:
+    """The likelihood term of ``CPOTrainer`` ("cpo") or ``ORPOTrainer`` ("orpo"): one number for the whole batch.
+
+    ``prompt_token_logps[n]`` and ``completion_token_logps[n]`` are the log-probabilities, below 0, of its tokens; a
+    first token, which nothing predicts, is put before the prompt. A vocabulary of two words carries them: each token
+    is word 1, and the logits give it exactly its log-probability.
+    """
+    trainers = {"cpo": CPOTrainer, "orpo": ORPOTrainer}
+    if kind not in trainers:
+        raise ValueError(f"kind is {kind!r}; accepted are 'cpo' and 'orpo'")
+    lengths = [1 + len(p) + len(c) for p, c in zip(prompt_token_logps, completion_token_logps, strict=True)]
+    shape = (len(lengths), max(lengths))
+    logits = torch.zeros(*shape, 2, dtype=completion_token_logps[0].dtype)
+    mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+    for row, (prompt, completion) in enumerate(zip(prompt_token_logps, completion_token_logps, strict=True)):
+        logps = torch.cat([prompt, completion])
+        logits[row, : len(logps), 1] = logps
+        logits[row, : len(logps), 0] = torch.log(-torch.expm1(logps))
+        mask[row, : lengths[row]] = 1
+        labels[row, 1 + len(prompt) : lengths[row]] = 1
+    # The chosen rows stand in for the rejected ones: the likelihood term reads the chosen half only.
+    parts = {"input_ids": torch.ones(shape, dtype=torch.long), "attention_mask": mask, "labels": labels}
+    batch = {f"{side}_{name}": value for side in ("chosen", "rejected") for name, value in parts.items()}
+    trainer = SimpleNamespace(
+        accelerator=_ACCELERATOR,
+        is_encoder_decoder=False,
+        padding_value=0,
+        pad_token_id=0,
+        aux_loss_enabled=False,
+        cpo_alpha=1.0,
+        loss_type="sigmoid",
+        concatenated_inputs=trainers[kind].concatenated_inputs,
+        get_batch_logps=trainers[kind].get_batch_logps,
+    )
+    outputs = SimpleNamespace(logits=torch.cat([logits, logits]))
+    return trainers[kind].concatenated_forward(trainer, lambda *_, **__: outputs, batch)[4]
