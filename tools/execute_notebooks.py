@@ -113,14 +113,14 @@ def navigation(path: Path, order: list[Path]) -> str:
 
 
 def write_header(path: Path, order: list[Path], measured: dict) -> None:
-    """Fill the lines of the first cell that start with the markers for measured time and navigation."""
+    """Fill the lines of the first cell that hold the markers for measured time and navigation."""
     book = nbformat.read(path, as_version=4)
     run = measured.get(str(path.relative_to(BOOKS)))
     time_line = f"**Measured.** {minutes(run)}, {run['peak_gb']} GB at most ({run['machine']})." if run else ""
     filled = {"measured": time_line, "navigation": navigation(path, order)}
     text = book.cells[0]["source"]
     for name, line in filled.items():
-        text, count = re.subn(rf"^<!-- {name} -->.*$", f"<!-- {name} -->{line}", text, flags=re.M)
+        text, count = re.subn(rf"^.*<!-- {name} -->.*$", f"{line} <!-- {name} -->".strip(), text, flags=re.M)
         if count != 1:
             raise SystemExit(f"{path.name}: the first cell needs one line '<!-- {name} -->', it has {count}")
     book.cells[0]["source"] = text
@@ -186,10 +186,9 @@ def claims_markdown() -> str:
     for mark, id, text, path, number in entries:
         if mark == "HOLDS":
             statement, _, evidence = text.partition(" | ")
-            evidence = evidence.replace("|", "\\|")
-            lines.append(
-                f"| {id} | {statement} | {evidence} | [{path.stem[:2]}](notebooks/{path.name}), cell {number} |"
-            )
+            where = f"[{path.stem[:2]}](notebooks/{path.name}), cell {number}"
+            cells = [cell.replace("|", "\\|") for cell in (id, statement, evidence, where)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

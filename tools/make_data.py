@@ -32,7 +32,7 @@ SFT = {
 }
 PAIRS = {
     "model": "smollm2 + data/sft_adapter",
-    "prompts": {"train": 480, "heldout": 120},
+    "prompts": {"train": 240, "heldout": 80},
     "prompt_words": 5,
     "samples_per_prompt": 4,
     "max_new_tokens": 40,
@@ -138,7 +138,7 @@ def make_pairs() -> None:
         def draw(texts, part=part):
             ids = sampling.sample(
                 model, tokenizer, texts, n=PAIRS["samples_per_prompt"], max_new_tokens=PAIRS["max_new_tokens"],
-                temperature=PAIRS["temperature"], seed=PAIRS["seed"][part], batch_size=128, label=part,
+                temperature=PAIRS["temperature"], seed=PAIRS["seed"][part], label=part,
             )  # fmt: skip
             return [[construct.whole_sentences(text) for text in row] for row in sampling.texts(tokenizer, ids)]
 

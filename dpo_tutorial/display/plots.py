@@ -40,8 +40,8 @@ def figure(nrows: int = 1, ncols: int = 1, *, width: float | None = None, height
     """
     width = width or min(10.0, WIDTH * (1 + 0.62 * (ncols - 1)))
     height = height or HEIGHT * (1 + 0.8 * (nrows - 1))
-    with matplotlib.rc_context(_RC):
-        fig, axes = plt.subplots(nrows, ncols, figsize=(width, height), dpi=DPI, **kwargs)
+    matplotlib.rcParams.update(_RC)  # not a context: legends and titles are drawn later
+    fig, axes = plt.subplots(nrows, ncols, figsize=(width, height), dpi=DPI, **kwargs)
     plt.close(fig)
     return fig, axes
 
@@ -61,10 +61,9 @@ def band(ax, x, runs, **line_kwargs) -> None:
 
 
 def png(fig) -> bytes:
-    """The figure as PNG bytes, in the style it was made with."""
+    """The figure as PNG bytes."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_RC):
-        fig.savefig(buffer, format="png", dpi=DPI)
+    fig.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 

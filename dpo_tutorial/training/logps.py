@@ -43,7 +43,7 @@ def completion_logps(model, batch: dict[str, torch.Tensor], *, average: bool = F
 
 @torch.no_grad()
 def pair_logps(
-    model, examples: list[dict], *, pad_token_id: int, batch_size: int = 32, max_length: int | None = None
+    model, examples: list[dict], *, pad_token_id: int, batch_size: int = 8, max_length: int | None = None
 ):
     """Log-probabilities of many encoded pairs: (chosen_logps, rejected_logps), each (N,) float32 on the CPU."""
     chosen, rejected = [], []
@@ -56,7 +56,7 @@ def pair_logps(
 
 
 @torch.no_grad()
-def sample_logps(model, prompt_ids, completion_ids, *, pad_token_id: int, batch_size: int = 64) -> torch.Tensor:
+def sample_logps(model, prompt_ids, completion_ids, *, pad_token_id: int, batch_size: int = 16) -> torch.Tensor:
     """log pi(y | x) of single completions: (N,) float32 on the CPU; rows are grouped by length to save padding."""
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]) + len(completion_ids[i]))
     out = torch.empty(len(order))

@@ -27,7 +27,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     seed: int,
-    batch_size: int = 64,
+    batch_size: int = 32,
     label: str = "",
 ) -> list[list[list[int]]]:
     """Sample ``n`` completions for every prompt from the model's own distribution (no top-k, no top-p).
