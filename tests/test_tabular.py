@@ -156,3 +156,15 @@ def test_refusals():
             optimizer="sgd",
             learning_rate=1.0,
         )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_fit_of_a_hilly_objective_never_ends_above_its_start(seed):
+    """Over few shared features expected reward minus KL has several hills; Newton steps must not climb to a saddle."""
+    world, generator = world_of(seed, (4, 5))
+    features = torch.randn(4, 5, 2, dtype=torch.float64, generator=generator)
+    for _ in range(4):
+        weights = 2 * torch.randn(2, dtype=torch.float64, generator=generator)
+        policy = LogLinearPolicy(features, weights, world.ref_logps)
+        result = fit(policy, lambda logps: -world.objective(logps.exp(), 0.3))
+        assert result.objectives[-1] <= result.objectives[0]
