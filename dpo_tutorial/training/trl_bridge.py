@@ -1,6 +1,7 @@
 """The door to TRL 1.16: configurations that work offline on any machine, datasets, the monitor's callback."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import transformers
 from transformers import TrainerCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
-from dpo_tutorial.display.monitor import Monitor
+from dpo_tutorial.display.monitor import Monitor, plain
 from dpo_tutorial.training.models import lora_config
 
 
@@ -21,6 +22,8 @@ def quiet_libraries() -> None:
 
     Errors stay. Call it once, before training.
     """
+    if plain():
+        os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars, which are left on otherwise
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
