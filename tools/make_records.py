@@ -78,19 +78,54 @@ def save_adapter(model) -> None:
     strip_base_path(folder)
 
 
-GROUPS = {"nb09": (nb09_runs, nb09)}
+def draw_nb09() -> None:
+    """docs/figures/first_run.png, the picture in README.md, from the three records."""
+    import numpy as np
+
+    from dpo_tutorial.display import plots
+
+    results = [records.load("nb09", config)["results"] for config in nb09_runs()]
+    fig, axes = plots.figure(1, 4, width=12, height=2.9)
+
+    def band(ax, name, role, label, scale=1.0):
+        steps = [step for step, _ in results[0]["curves"][name]]
+        values = np.array([[value for _, value in run["curves"][name]] for run in results])
+        plots.band(ax, steps, values * scale, **plots.line(role, label=label))
+
+    band(axes[0], "eval_loss", "policy", "held out")
+    axes[0].axhline(np.log(2), **plots.line("reference", label="log 2"))
+    band(axes[1], "eval_rewards/margins", "policy", "held out")
+    for role in ("chosen", "rejected"):
+        band(axes[2], f"eval_rewards/{role}", role, role, 1 / records.SENTIMENT_RUN["beta"])
+    for number, run in enumerate(results):
+        mean, low, high = run["reward_difference"]
+        color = plots.COLOURS["optimum"]
+        axes[3].errorbar(number, mean, [[mean - low], [high - mean]], fmt="o", color=color, capsize=4)
+    axes[3].axhline(0, **plots.line("reference", label=None))
+    axes[3].set(xticks=[0, 1, 2], xlabel="seed", xlim=(-0.6, 2.6), title="held-out reward, policy minus reference")
+    for ax, title in zip(axes, ("loss", "margin", "log-ratio (nats)"), strict=False):
+        ax.set(xlabel="step", title=title)
+    for ax in (axes[0], axes[2]):
+        ax.legend()
+    path = scoring.DATA_DIR.parent / "docs" / "figures" / "first_run.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(plots.png(fig))
+
+
+GROUPS = {"nb09": (nb09_runs, nb09, draw_nb09)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="none means all")
     for group in parser.parse_args().groups or GROUPS:
-        configs, run = GROUPS[group]
+        configs, run, draw = GROUPS[group]
         for config in configs():
             there = records.path_of(group, config).exists()
             print(f"{group} seed {config['seed']}: {'there' if there else 'running ...'}", flush=True)
             record = records.make(group, config, run, command=f"python tools/make_records.py {group}")
             print({key: value for key, value in record["results"].items() if key != "curves"}, flush=True)
+        draw()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ SENTIMENT_RUN = {
     "pairs": 192,
     "heldout_pairs": 64,
     "beta": 0.1,
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-3,
     "epochs": 2,
     "batch_size": 8,
     "rank": 8,
