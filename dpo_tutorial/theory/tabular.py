@@ -234,7 +234,10 @@ def _stepper(policy: nn.Module, optimizer: str, learning_rate: float | None) -> 
 
 
 def _polish(record: "_Record", most: int = 10) -> None:
-    """Newton steps on the exact Hessian, each kept only if the largest gradient entry shrinks."""
+    """Newton steps on the exact Hessian, kept while the gradient shrinks and the objective does not grow.
+
+    Where the Hessian is not positive semidefinite Newton would climb to a saddle: then nothing is done.
+    """
     names = [name for name, _ in record.policy.named_parameters()]
     shapes = [p.shape for p in record.policy.parameters()]
     sizes = [p.numel() for p in record.policy.parameters()]
@@ -249,12 +252,19 @@ def _polish(record: "_Record", most: int = 10) -> None:
         flat = record.parameters()
         hessian = torch.autograd.functional.hessian(at, flat)
         gradient = torch.cat([p.grad.flatten() for p in record.policy.parameters()])
-        before = record.gradient
-        # The pseudo-inverse leaves directions alone in which the objective is flat (a shift of a prompt's logits).
-        step = torch.linalg.pinv(hessian, rtol=1e-10, hermitian=True) @ gradient
+        if not torch.isfinite(hessian).all():
+            return
+        curvatures, directions = torch.linalg.eigh((hessian + hessian.T) / 2)
+        largest = curvatures.abs().max()
+        if curvatures.min() < -1e-8 * largest:
+            return
+        # Directions in which the objective is flat (a shift of a prompt's logits) are left alone.
+        inverse = torch.where(curvatures > 1e-10 * largest, 1 / curvatures, 0.0)
+        step = directions @ (inverse * (directions.T @ gradient))
+        before, value = record.gradient, float(record.value)
         nn.utils.vector_to_parameters(flat - step, record.policy.parameters())
         record.evaluate()
-        if not record.gradient < before:
+        if not (record.gradient < before and float(record.value) <= value + 1e-12 * abs(value)):
             nn.utils.vector_to_parameters(flat, record.policy.parameters())
             record.evaluate()
             return
