@@ -102,7 +102,7 @@ def draw_nb09() -> None:
         color = plots.COLOURS["optimum"]
         axes[3].errorbar(number, mean, [[mean - low], [high - mean]], fmt="o", color=color, capsize=4)
     axes[3].axhline(0, **plots.line("reference", label=None))
-    axes[3].set(xticks=[0, 1, 2], xlabel="seed", xlim=(-0.6, 2.6), title="held-out reward, policy minus reference")
+    axes[3].set(xticks=[0, 1, 2], xlabel="seed", xlim=(-0.6, 2.6), title="held-out reward gained")
     for ax, title in zip(axes, ("loss", "margin", "log-ratio (nats)"), strict=False):
         ax.set(xlabel="step", title=title)
     for ax in (axes[0], axes[2]):

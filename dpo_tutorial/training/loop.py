@@ -12,6 +12,8 @@ from dpo_tutorial.theory import losses
 from dpo_tutorial.training.encode import collate
 from dpo_tutorial.training.logps import completion_logps, pair_logps
 
+TIE = 1e-5  # margins below this are rounding: the policy still is the reference
+
 
 @dataclass
 class Run:
@@ -47,8 +49,8 @@ def metrics(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *, beta: f
     margins = beta * (chosen_logratios - rejected_logratios)
     return {
         "margins": margins.mean().item(),
-        "accuracies": (margins > 0).float().mean().item(),
-        "ties": (margins.abs() < 1e-6).float().mean().item(),
+        "accuracies": (margins > TIE).float().mean().item(),
+        "ties": (margins.abs() <= TIE).float().mean().item(),
         "chosen_logratios": chosen_logratios.mean().item(),
         "rejected_logratios": rejected_logratios.mean().item(),
     }
