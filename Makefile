@@ -47,7 +47,7 @@ unit: $(STAMP) model
 
 notebooks-check: $(STAMP) model unit
 	@echo "Every notebook, run again and compared with its stored output (up to 20 minutes) ..."
-	@$(OFFLINE) $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+	@$(OFFLINE) $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 notebooks
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
