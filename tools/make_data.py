@@ -15,7 +15,7 @@ import shutil
 import time
 from pathlib import Path
 
-from dpo_tutorial.data import construct, scoring
+from dpo_tutorial.data import construct, pairs, scoring
 
 DATA = scoring.DATA_DIR
 SFT = {
@@ -41,6 +41,9 @@ PAIRS = {
     "policy": "widest",
     "seed": {"train": 0, "heldout": 1},
 }
+
+
+LAB_PAIRS = PAIRS | {"model": "lab_lm", "prompts": {"train": 800, "heldout": 200}, "max_new_tokens": 40}
 
 
 def sha256(path: Path) -> str:
@@ -125,47 +128,42 @@ def strip_base_path(folder: Path) -> None:
     write_json(path, config | {"base_model_name_or_path": "smollm2"})
 
 
-def make_pairs() -> None:
+def make_pairs(config: dict = PAIRS, name: str = "sentiment", card_name: str = "card.json") -> None:
+    """Sample, cut at the last sentence end, score and pair; then the card with configuration and hashes."""
     from dpo_tutorial.training import models, sampling
 
-    model, tokenizer = models.load_sft()
+    model, tokenizer = models.load("lab_lm") if config["model"] == "lab_lm" else models.load_sft()
     score = scoring.load_classifier().scores
     cards = {}
-    for part, count in PAIRS["prompts"].items():
+    for part, count in config["prompts"].items():
         start = time.time()
-        prompts = construct.review_prompts(f"prompts_{part}", count, words=PAIRS["prompt_words"])
+        prompts = construct.review_prompts(f"prompts_{part}", count, words=config["prompt_words"])
 
         def draw(texts, part=part):
             ids = sampling.sample(
-                model, tokenizer, texts, n=PAIRS["samples_per_prompt"], max_new_tokens=PAIRS["max_new_tokens"],
-                temperature=PAIRS["temperature"], seed=PAIRS["seed"][part], label=part,
+                model, tokenizer, texts, n=config["samples_per_prompt"], max_new_tokens=config["max_new_tokens"],
+                temperature=config["temperature"], seed=config["seed"][part], label=part,
             )  # fmt: skip
             return [[construct.whole_sentences(text) for text in row] for row in sampling.texts(tokenizer, ids)]
 
-        source = f"sft samples, {part}, config {construct.config_hash(PAIRS)}"
-        frame = construct.make_pairs(prompts, sample=draw, score=score, policy=PAIRS["policy"], source=source)
-        path = DATA / "pairs" / f"sentiment_{part}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        save(frame, path)
+        source = f"{name} samples, {part}, config {construct.config_hash(config)}"
+        frame = construct.make_pairs(prompts, sample=draw, score=score, policy=config["policy"], source=source)
+        path = DATA / "pairs" / f"{name}_{part}.jsonl"
+        pairs.save(frame, path)
         cards[path.name] = {"pairs": len(frame), "sha256": sha256(path), "seconds": round(time.time() - start)}
-    card = {
-        "config": PAIRS,
-        "config_hash": construct.config_hash(PAIRS),
-        "command": "python tools/make_data.py pairs",
-    }
-    card |= {"files": cards, "versions": versions(), "dtype": str(model.dtype)}
-    write_json(DATA / "pairs" / "card.json", card)
+    command = f"python tools/make_data.py {'pairs' if config is PAIRS else 'lab_pairs'}"
+    card = {"config": config, "config_hash": construct.config_hash(config), "command": command}
+    write_json(DATA / "pairs" / card_name, card | {"files": cards, "versions": versions(), "dtype": str(model.dtype)})
 
 
-def save(frame, path: Path) -> None:
-    from dpo_tutorial.data import pairs
-
-    pairs.save(frame, path)
+def make_lab_pairs() -> None:
+    make_pairs(LAB_PAIRS, "lab", "lab_card.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     makers = {"split": make_split, "reward": make_reward, "sft": make_sft, "pairs": make_pairs}
+    makers |= {"lab_pairs": make_lab_pairs}
     parser.add_argument("part", choices=makers)
     makers[parser.parse_args().part]()
 

@@ -1,6 +1,7 @@
 """Train the lab LM: a 4-million-parameter Llama on movie-review snippets, about an hour on two cores.
 
-    python tools/train_lab_lm.py [--steps 7000] [--work runs/lab_lm] [--out data/lab_lm]
+    python tools/train_lab_lm.py --steps 7000 --stop 3000      the shipped model was made by these two:
+    python tools/train_lab_lm.py --steps 5000                  a long schedule, cut short, then a steeper one
 
 The run resumes from its last checkpoint under --work. The result (float16 safetensors, tokenizer,
 card.json with the recipe, the loss curve, the validation loss and samples) is written to --out.
@@ -121,6 +122,7 @@ def schedule(step: int, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--stop", type=int, help="stop at this step with a checkpoint only")
     parser.add_argument("--work", type=Path, default=Path("runs/lab_lm"))
     parser.add_argument("--out", type=Path, default=Path("data/lab_lm"))
     args = parser.parse_args()
@@ -134,7 +136,7 @@ def main() -> None:
 
     model = build_model(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95))
-    state = {"step": 0, "epoch": 0, "seconds": 0.0, "tokens": 0, "train": [], "validation": []}
+    state = {"step": 0, "epoch": 0, "seconds": 0.0, "tokens": 0, "train": [], "validation": [], "horizons": []}
     checkpoint = args.work / "state.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -143,6 +145,8 @@ def main() -> None:
         state = saved["state"]
         print(f"resumed at step {state['step']}", flush=True)
 
+    if not state["horizons"] or state["horizons"][-1][1] != args.steps:
+        state["horizons"].append([state["step"], args.steps])
     model.train()
     running, last = [], time.time()
     skip = state["step"]
@@ -184,6 +188,8 @@ def main() -> None:
                 )
                 os.replace(partial, checkpoint)
                 print(f"validation {state['validation'][-1]}", flush=True)
+            if step == args.stop:
+                return
             if step >= args.steps:
                 break
         epoch += 1
@@ -211,7 +217,7 @@ def main() -> None:
             "weight_decay": WEIGHT_DECAY,
             "betas": [0.9, 0.95],
             "max_grad_norm": 1.0,
-            "schedule": "linear warm-up, then linear to a twentieth",
+            "schedule": "linear warm-up, then linear to a twentieth at the horizon; horizons lists [from step, horizon]",
             "dtype": "float32, saved as float16",
             "data": "reviews('lab_lm', 'imdb') cut into snippets of 1 to 3 sentences, each closed by EOS",
         },
