@@ -98,17 +98,17 @@ def test_prompts_come_from_their_part_and_are_different():
         construct.review_prompts("prompts_train", 100_000, words=5)
 
 
-def test_the_shipped_pairs_are_those_of_their_card_and_of_the_current_configuration():
-    card = json.loads((scoring.DATA_DIR / "pairs" / "card.json").read_text())
-    assert card["config_hash"] == construct.config_hash(make_data.PAIRS) == construct.config_hash(card["config"])
+@pytest.mark.parametrize(("card", "config"), [("card.json", make_data.PAIRS), ("lab_card.json", make_data.LAB_PAIRS)])
+def test_the_shipped_pairs_are_those_of_their_card_and_of_the_current_configuration(card, config):
+    card = json.loads((scoring.DATA_DIR / "pairs" / card).read_text())
+    assert card["config_hash"] == construct.config_hash(config) == construct.config_hash(card["config"])
     for name, facts in card["files"].items():
         path = scoring.DATA_DIR / "pairs" / name
         assert hashlib.sha256(path.read_bytes()).hexdigest() == facts["sha256"]
         frame = pairs.load(path)
         assert len(frame) == facts["pairs"] and (frame["score_chosen"] > frame["score_rejected"]).all()
-        part = "prompts_train" if "train" in name else "prompts_heldout"
-        count = make_data.PAIRS["prompts"][part.removeprefix("prompts_")]
-        known = construct.review_prompts(part, count, words=make_data.PAIRS["prompt_words"])
+        part = "train" if "train" in name else "heldout"
+        known = construct.review_prompts(f"prompts_{part}", config["prompts"][part], words=config["prompt_words"])
         assert set(frame["prompt_id"]) <= set(known["prompt_id"])
 
 

@@ -217,7 +217,7 @@ def main() -> None:
             "weight_decay": WEIGHT_DECAY,
             "betas": [0.9, 0.95],
             "max_grad_norm": 1.0,
-            "schedule": "linear warm-up, then linear to a twentieth at the horizon; horizons lists [from step, horizon]",
+            "schedule": "linear warm-up, then linear to a twentieth at the horizon ([from step, horizon])",
             "dtype": "float32, saved as float16",
             "data": "reviews('lab_lm', 'imdb') cut into snippets of 1 to 3 sentences, each closed by EOS",
         },
