@@ -154,6 +154,8 @@ def main() -> None:
     while step < args.steps:
         rng = random.Random(SEED + 1000 * epoch)
         for ids, labels in batches(snippets(train_rows, eos, rng), rng, pad):
+            if step >= args.steps:
+                break
             step += 1
             if step <= skip:
                 continue
@@ -190,8 +192,6 @@ def main() -> None:
                 print(f"validation {state['validation'][-1]}", flush=True)
             if step == args.stop:
                 return
-            if step >= args.steps:
-                break
         epoch += 1
 
     model.eval()
@@ -209,6 +209,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": {
             "command": f"python tools/train_lab_lm.py --steps {args.steps}",
+            "horizons": state["horizons"],
             "seed": SEED,
             "rows_per_batch": ROWS,
             "max_tokens": MAX_TOKENS,
