@@ -160,7 +160,7 @@ def test_refusals():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_fit_of_a_hilly_objective_never_ends_above_its_start(seed):
-    """Over few shared features expected reward minus KL has several hills; Newton steps must not climb to a saddle."""
+    """Over few shared features the objective has several hills; Newton steps must not climb to a saddle."""
     world, generator = world_of(seed, (4, 5))
     features = torch.randn(4, 5, 2, dtype=torch.float64, generator=generator)
     for _ in range(4):

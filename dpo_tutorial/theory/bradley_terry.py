@@ -242,9 +242,8 @@ def _newton(wins: Tensor, tied: Tensor, l2: float, davidson: bool, most: int = 2
             break
         step = torch.linalg.solve(hessian / scale + anchor, gradient / scale)
         for halving in range(40):
-            size_of_step = 0.5**halving
-            trial = rewards + size_of_step * step[:n]
-            trial_nu = log_nu + size_of_step * step[n] if davidson else log_nu
+            trial = rewards + 0.5**halving * step[:n]
+            trial_nu = log_nu + 0.5**halving * step[n] if davidson else log_nu
             outcome = evaluate(trial - trial.mean(), trial_nu)
             # Near the maximum the likelihood changes by less than its rounding error; the gradient still tells.
             if outcome[1] > target or outcome[2].abs().max() < gradient.abs().max():
@@ -253,11 +252,7 @@ def _newton(wins: Tensor, tied: Tensor, l2: float, davidson: bool, most: int = 2
             break  # no step of any size improves: the maximum is reached to rounding
         rewards, log_nu = trial - trial.mean(), trial_nu
         value, target, gradient, hessian = outcome
-    if float(gradient.abs().max()) > 1e-8 * scale:
-        raise RuntimeError(
-            f"Newton's method stopped with a gradient of {float(gradient.abs().max()):.3g} after {iteration} steps; "
-            "the maximum is very flat. Pass l2 (for example l2=0.01)."
-        )
+    _check_converged(float(gradient.abs().max()), scale, iteration)
     covariance = _covariance(hessian, n, anchor * scale)
     return Fit(
         rewards=rewards,
@@ -267,6 +262,14 @@ def _newton(wins: Tensor, tied: Tensor, l2: float, davidson: bool, most: int = 2
         tie_strength=float(log_nu.exp()) if davidson else None,
         iterations=iteration,
     )
+
+
+def _check_converged(gradient: float, scale: float, iterations: int) -> None:
+    if gradient > 1e-8 * scale:
+        raise RuntimeError(
+            f"Newton's method stopped with a gradient of {gradient:.3g} after {iterations} steps; "
+            "the maximum is very flat. Pass l2 (for example l2=0.01)."
+        )
 
 
 def _covariance(hessian: Tensor, n: int, anchor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ function you write. :func:`fit` minimises it and can record the way there.
     result.logps                       # (P, R)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -182,11 +183,7 @@ def fit(
         # Adam and SGD use the gradient of the last evaluation; only L-BFGS evaluates again along its line.
         stepper.step(record.closure if optimizer == "lbfgs" else None)
         value = record.evaluate()
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the objective is {float(value)} after step {step}; accepted are finite values. "
-                "Lower the learning rate, or look for a log of zero in the loss."
-            )
+        _check_finite(float(value), step)
         if record_every and step % record_every == 0:
             record.keep(step)
         record.last = step
@@ -201,14 +198,15 @@ def fit(
         record.last += 1
     if record.steps[-1] != record.last:
         record.keep(record.last)
-    return FitResult(
-        logps=record.logps,
-        objective=float(record.value),
-        gradient=record.gradient,
-        steps=torch.tensor(record.steps),
-        objectives=torch.tensor(record.objectives, dtype=torch.float64),
-        path=torch.stack(record.path),
-    )
+    return record.result()
+
+
+def _check_finite(value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the objective is {value} after step {step}; accepted are finite values. "
+            "Lower the learning rate, or look for a log of zero in the loss."
+        )
 
 
 def _stepper(policy: nn.Module, optimizer: str, learning_rate: float | None) -> torch.optim.Optimizer:
@@ -296,6 +294,16 @@ class _Record:
         self.steps.append(step)
         self.objectives.append(float(self.value))
         self.path.append(self.logps)
+
+    def result(self) -> "FitResult":
+        return FitResult(
+            logps=self.logps,
+            objective=float(self.value),
+            gradient=self.gradient,
+            steps=torch.tensor(self.steps),
+            objectives=torch.tensor(self.objectives, dtype=torch.float64),
+            path=torch.stack(self.path),
+        )
 
     def parameters(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.policy.parameters()]).clone()

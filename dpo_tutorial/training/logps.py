@@ -42,9 +42,7 @@ def completion_logps(model, batch: dict[str, torch.Tensor], *, average: bool = F
 
 
 @torch.no_grad()
-def pair_logps(
-    model, examples: list[dict], *, pad_token_id: int, batch_size: int = 8, max_length: int | None = None
-):
+def pair_logps(model, examples: list[dict], *, pad_token_id: int, batch_size: int = 8, max_length: int | None = None):
     """Log-probabilities of many encoded pairs: (chosen_logps, rejected_logps), each (N,) float32 on the CPU."""
     chosen, rejected = [], []
     for start in range(0, len(examples), batch_size):
