@@ -283,3 +283,15 @@ def test_equals_the_dpo_trainer_on_a_tiny_llama(loss_type, tmp_path):
     }[loss_type](*logps, beta=0.3)
     assert float(ours.mean()) == pytest.approx(theirs, abs=1e-5)
     assert float((batch.logps[0] - batch.logps[2]).abs().max()) > 1  # the comparison is not at log 2
+
+
+def test_trls_likelihood_terms_average_tokens_over_the_batch_and_orpos_includes_the_prompt():
+    generator = torch.Generator().manual_seed(0)
+    prompts = [-torch.rand(size, dtype=torch.float64, generator=generator) - 0.1 for size in (3, 5)]
+    completions = [-torch.rand(size, dtype=torch.float64, generator=generator) - 0.1 for size in (2, 6)]
+    cpo = trl_losses.chosen_nll("cpo", prompts, completions)
+    orpo = trl_losses.chosen_nll("orpo", prompts, completions)
+    assert float(cpo) == pytest.approx(-float(torch.cat(completions).mean()), abs=1e-6)
+    assert float(orpo) == pytest.approx(-float(torch.cat(prompts + completions).mean()), abs=1e-6)
+    with pytest.raises(ValueError, match="'dpo'; accepted are 'cpo' and 'orpo'"):
+        trl_losses.chosen_nll("dpo", prompts, completions)
