@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -98,14 +99,16 @@ def _dequantise(wheel: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet():
-    """No progress bars and no advisory messages from transformers while loading."""
+    """No progress bars, no advice and no deprecation notes from transformers while loading."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between the pinned versions of peft and transformers
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -209,7 +212,7 @@ def add_lora(model, *, rank: int, alpha: int | None = None, seed: int = 0):
     """Wrap ``model`` with a fresh LoRA adapter in float32 (its B is zero: the policy starts as the reference)."""
     from peft import get_peft_model
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         return get_peft_model(model, lora_config(rank=rank, alpha=alpha))
 
@@ -220,7 +223,8 @@ def load_adapter(model, folder: str | Path):
 
     if not (Path(folder) / "adapter_model.safetensors").exists():
         raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors; only safetensors is loaded")
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    with _quiet():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def load_sft(**options):
