@@ -6,10 +6,11 @@ from dpo_tutorial.training import lab, models
 
 
 def test_an_untrained_policy_has_no_kl_and_a_trained_one_has_moved():
-    config = dict(lab.LAB_RUN, pairs=64, heldout_pairs=32, warmup_steps=2)
-    policy, reference, tokenizer, run = lab.run(config, evaluate_every=4)
+    config = dict(lab.LAB_RUN, pairs=64, heldout_pairs=32, epochs=3, warmup_steps=2)
+    policy, reference, tokenizer, run = lab.run(config, evaluate_every=12)
     steps, losses = run.curve("eval_loss")
-    assert steps == [0, 4, 8] and losses[-1] < losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert steps == [0, 12, 24] and losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert run.curve("loss")[1][-1] < 0.65, "the third epoch knows its pairs"
     options = {"prompts": 24, "seed": 0}
     before = lab.measure(reference, reference, tokenizer, **options)
     after = lab.measure(policy, reference, tokenizer, **options)
