@@ -14,7 +14,7 @@ def test_an_untrained_policy_has_no_kl_and_a_trained_one_has_moved():
     options = {"prompts": 24, "seed": 0}
     before = lab.measure(reference, reference, tokenizer, **options)
     after = lab.measure(policy, reference, tokenizer, **options)
-    assert before.kl == pytest.approx(0, abs=1e-4) and after.kl > 0.01
+    assert before.kl == pytest.approx(0, abs=1e-4) and after.samples["kl"].abs().mean() > 0.1
     assert 0 < before.reward < 1 and 0 < before.ended <= 1 and len(after.samples) == 24
 
 
