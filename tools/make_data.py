@@ -2,8 +2,8 @@
 
 python tools/make_data.py split     data/split.json: counts and hashes of the reviews' parts      (5 s)
 python tools/make_data.py reward    data/reward/: the sentiment classifier, the true reward      (15 s)
-python tools/make_data.py sft       data/sft_adapter/: SmolLM2 taught to write review openings (5 min)
-python tools/make_data.py pairs     data/pairs/: sampled, scored and paired review openings     (10 min)
+python tools/make_data.py sft       data/sft_adapter/: SmolLM2 taught to write review openings (busy: 20 min)
+python tools/make_data.py pairs     data/pairs/: sampled, scored and paired review openings      (5 min)
 """
 
 import argparse
