@@ -9,13 +9,13 @@ python tools/make_data.py pairs     data/pairs/: sampled, scored and paired revi
 import argparse
 import hashlib
 import json
-import platform
 import re
 import shutil
 import time
 from pathlib import Path
 
 from dpo_tutorial.data import construct, pairs, scoring
+from dpo_tutorial.training import records
 
 DATA = scoring.DATA_DIR
 SFT = {
@@ -50,22 +50,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def versions() -> dict:
-    import peft
-    import torch
-    import transformers
-    import trl
-
-    return {"python": platform.python_version()} | {
-        m.__name__: m.__version__ for m in (torch, transformers, trl, peft)
-    }
-
-
 def openings(config: dict):
     """prompt and completion of review openings: whole first sentences, at most ``max_words`` words."""
     import pandas as pd
@@ -89,7 +73,7 @@ def openings(config: dict):
 
 
 def make_split() -> None:
-    write_json(DATA / "split.json", scoring.split_summary())
+    records.write_json(DATA / "split.json", scoring.split_summary())
 
 
 def make_reward() -> None:
@@ -106,26 +90,29 @@ def make_sft() -> None:
     trainer = trl_bridge.train_sft(
         model, tokenizer, openings(SFT), output_dir="runs/sft", **{key: SFT[key] for key in keys}
     )
-    adapter = trainer.model
-    for parameter in adapter.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.half()
     folder = DATA / "sft_adapter"
-    adapter.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    strip_base_path(folder)
+    save_adapter(trainer.model, folder)
     losses = [[line["step"], round(line["loss"], 4)] for line in trainer.state.log_history if "loss" in line]
     card = {"config": SFT, "config_hash": construct.config_hash(SFT), "command": "python tools/make_data.py sft"}
-    card |= {"seconds": round(time.time() - start), "versions": versions(), "dtype": str(model.dtype), "loss": losses}
-    write_json(folder / "card.json", card | {"sha256": sha256(folder / "adapter_model.safetensors")})
+    card |= {
+        "seconds": round(time.time() - start),
+        "versions": records.environment()["versions"],
+        "dtype": str(model.dtype),
+        "loss": losses,
+    }
+    records.write_json(folder / "card.json", card | {"sha256": sha256(folder / "adapter_model.safetensors")})
     shutil.rmtree("runs/sft", ignore_errors=True)
 
 
-def strip_base_path(folder: Path) -> None:
-    """Adapter configurations name the folder of their base model; ours is the course's name for it."""
+def save_adapter(model, folder: Path) -> None:
+    """Write the adapter as float16 safetensors; its configuration names the course's model, not a folder."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.half()
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    write_json(path, config | {"base_model_name_or_path": "smollm2"})
+    records.write_json(path, json.loads(path.read_text()) | {"base_model_name_or_path": "smollm2"})
 
 
 def make_pairs(config: dict = PAIRS, name: str = "sentiment", card_name: str = "card.json") -> None:
@@ -153,7 +140,10 @@ def make_pairs(config: dict = PAIRS, name: str = "sentiment", card_name: str = "
         cards[path.name] = {"pairs": len(frame), "sha256": sha256(path), "seconds": round(time.time() - start)}
     command = f"python tools/make_data.py {'pairs' if config is PAIRS else 'lab_pairs'}"
     card = {"config": config, "config_hash": construct.config_hash(config), "command": command}
-    write_json(DATA / "pairs" / card_name, card | {"files": cards, "versions": versions(), "dtype": str(model.dtype)})
+    records.write_json(
+        DATA / "pairs" / card_name,
+        card | {"files": cards, "versions": records.environment()["versions"], "dtype": str(model.dtype)},
+    )
 
 
 def make_lab_pairs() -> None:

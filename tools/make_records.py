@@ -7,6 +7,8 @@ python tools/make_records.py nb09       notebook 09's run, three seeds (about 6 
 import argparse
 import shutil
 
+from make_data import save_adapter
+
 from dpo_tutorial.data import pairs, scoring
 from dpo_tutorial.training import records
 
@@ -53,7 +55,7 @@ def nb09(config: dict) -> dict:
         name: trl_bridge.history(trainer, name) for prefix in ("", "eval_") for name in [prefix + n for n in names]
     }
     if config["seed"] == 0:
-        save_adapter(trainer.model)
+        save_adapter(trainer.model, scoring.DATA_DIR / "dpo_adapter")  # seed 0 ships
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "reward_policy": round(float(after.mean()), 4),
@@ -63,19 +65,6 @@ def nb09(config: dict) -> dict:
         "dtype": str(model.dtype),
         "curves": {name: [[step, round(value, 4)] for step, value in points] for name, points in curves.items()},
     }
-
-
-def save_adapter(model) -> None:
-    """The adapter of seed 0 ships as data/dpo_adapter (float16, safetensors)."""
-    from make_data import strip_base_path
-
-    folder = scoring.DATA_DIR / "dpo_adapter"
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.half()
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    strip_base_path(folder)
 
 
 def draw_nb09() -> None:

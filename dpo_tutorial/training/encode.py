@@ -3,8 +3,8 @@
 import torch
 
 
-def _ids(tokenizer, prompt, completion=None) -> list[int]:
-    """Ids of a text or of a conversation, alone or with its completion."""
+def text_ids(tokenizer, prompt, completion=None) -> list[int]:
+    """Ids of a text, or of a list of messages through the chat template, alone or with its completion."""
     if isinstance(prompt, str):
         return tokenizer(prompt + (completion or ""))["input_ids"]
     messages = prompt + (completion or [])
@@ -32,8 +32,8 @@ def encode_pair(tokenizer, prompt, chosen, rejected, *, append_eos: bool = True)
     if isinstance(prompt, str) and append_eos:
         eos = tokenizer.eos_token
         chosen, rejected = (text if text.endswith(eos) else text + eos for text in (chosen, rejected))
-    alone = _ids(tokenizer, prompt)
-    full_chosen, full_rejected = _ids(tokenizer, prompt, chosen), _ids(tokenizer, prompt, rejected)
+    alone = text_ids(tokenizer, prompt)
+    full_chosen, full_rejected = (text_ids(tokenizer, prompt, response) for response in (chosen, rejected))
     start = min(common_prefix_length(alone, full_chosen), common_prefix_length(alone, full_rejected))
     return {"prompt_ids": alone[:start], "chosen_ids": full_chosen[start:], "rejected_ids": full_rejected[start:]}
 

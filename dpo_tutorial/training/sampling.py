@@ -6,15 +6,9 @@ import pandas as pd
 import torch
 
 from dpo_tutorial.display.monitor import progress
+from dpo_tutorial.training.encode import text_ids
 from dpo_tutorial.training.logps import sample_logps
 from dpo_tutorial.training.models import reference
-
-
-def _prompt_ids(tokenizer, prompt) -> list[int]:
-    """Ids of a text prompt, or of a list of messages through the chat template."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 @torch.no_grad()
@@ -45,7 +39,7 @@ def sample(
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         raise ValueError(f"n {n}, max_new_tokens {max_new_tokens} must be at least 1, temperature {temperature} >= 0")
-    rows = [ids for prompt in prompts for ids in [_prompt_ids(tokenizer, prompt)] * n]
+    rows = [ids for prompt in prompts for ids in [text_ids(tokenizer, prompt)] * n]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out: list[list[int]] = [[] for _ in rows]
     options = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
@@ -104,7 +98,7 @@ def rollouts(
         columns=["prompt", "completion_ids"],
     )
     frame["text"] = tokenizer.batch_decode(list(frame["completion_ids"]), skip_special_tokens=True)
-    prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in frame["prompt"]]
+    prompt_ids = [text_ids(tokenizer, prompt) for prompt in frame["prompt"]]
     pad = {"pad_token_id": tokenizer.pad_token_id}
     frame["policy_logps"] = sample_logps(model, prompt_ids, list(frame["completion_ids"]), **pad).numpy()
     with reference(model) if ref_model is None else contextlib.nullcontext(ref_model) as ref:
