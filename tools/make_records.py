@@ -1,120 +1,34 @@
 """Make the records of the long runs in data/records/; a record that is there is not made again.
 
 python tools/make_records.py            all that is missing
-python tools/make_records.py nb09       notebook 09's run, three seeds (about 6 minutes each)
+python tools/make_records.py nb09       one group: a module of tools/record_groups/
+
+A group is a module with ``runs()`` (its configurations), ``run(config)`` (one run's results, numbers only) and,
+where a picture is drawn from the records, ``draw()``.
 """
 
 import argparse
-import shutil
+import importlib
+from pathlib import Path
 
-from make_data import save_adapter
-
-from dpo_tutorial.data import pairs, scoring
 from dpo_tutorial.training import records
 
-
-def nb09_runs() -> list[dict]:
-    return [dict(records.SENTIMENT_RUN, seed=seed) for seed in (0, 1, 2)]
-
-
-def nb09(config: dict) -> dict:
-    """Train and evaluate as notebook 09 does; results are numbers only."""
-    from trl import DPOTrainer
-
-    from dpo_tutorial.evaluation import stats
-    from dpo_tutorial.training import models, sampling, trl_bridge
-
-    trl_bridge.quiet_libraries()
-    model, tokenizer = models.load_sft()
-    train, heldout = (
-        pairs.load(scoring.DATA_DIR / "pairs" / f"sentiment_{part}.jsonl").head(config[key])
-        for part, key in (("train", "pairs"), ("heldout", "heldout_pairs"))
-    )
-    folder = f"runs/nb09_record_{config['seed']}"
-    settings = {key: config[key] for key in records.DPO_SETTINGS}
-    trainer = DPOTrainer(
-        model=model,
-        args=trl_bridge.dpo_config(folder, **settings, eval_strategy="steps"),
-        train_dataset=trl_bridge.to_dataset(train),
-        eval_dataset=trl_bridge.to_dataset(heldout),
-        processing_class=tokenizer,
-        peft_config=models.lora_config(rank=config["rank"]),
-    )
-    trl_bridge.train(trainer)
-    options = {"n": config["samples_per_prompt"], "max_new_tokens": config["max_new_tokens"], "seed": config["seed"]}
-    prompts = list(heldout["prompt"].drop_duplicates())
-    drawn = sampling.rollouts(trainer.model, tokenizer, prompts, **options)
-    with models.reference(trainer.model) as ref:
-        before = sampling.texts(tokenizer, sampling.sample(ref, tokenizer, prompts, **options))
-    score = scoring.load_classifier().scores
-    after = score(list(drawn["prompt"] + drawn["text"]))
-    base = score([prompt + text for prompt, row in zip(prompts, before, strict=True) for text in row])
-    difference = stats.paired_difference(after, base, drawn["prompt"], seed=0)
-    names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-    curves = {
-        name: trl_bridge.history(trainer, name) for prefix in ("", "eval_") for name in [prefix + n for n in names]
-    }
-    if config["seed"] == 0:
-        save_adapter(trainer.model, scoring.DATA_DIR / "dpo_adapter")  # seed 0 ships
-    shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "reward_policy": round(float(after.mean()), 4),
-        "reward_reference": round(float(base.mean()), 4),
-        "reward_difference": [round(value, 4) for value in (difference.mean, difference.low, difference.high)],
-        "kl": round(float((drawn["policy_logps"] - drawn["ref_logps"]).mean()), 3),
-        "dtype": str(model.dtype),
-        "curves": {name: [[step, round(value, 4)] for step, value in points] for name, points in curves.items()},
-    }
-
-
-def draw_nb09() -> None:
-    """docs/figures/first_run.png, the picture in README.md, from the three records."""
-    import numpy as np
-
-    from dpo_tutorial.display import plots
-
-    results = [records.load("nb09", config)["results"] for config in nb09_runs()]
-    fig, axes = plots.figure(1, 4, width=12, height=2.9)
-
-    def band(ax, name, role, label, scale=1.0):
-        steps = [step for step, _ in results[0]["curves"][name]]
-        values = np.array([[value for _, value in run["curves"][name]] for run in results])
-        plots.band(ax, steps, values * scale, **plots.line(role, label=label))
-
-    band(axes[0], "eval_loss", "policy", "held out")
-    axes[0].axhline(np.log(2), **plots.line("reference", label="log 2"))
-    band(axes[1], "eval_rewards/margins", "policy", "held out")
-    for role in ("chosen", "rejected"):
-        band(axes[2], f"eval_rewards/{role}", role, role, 1 / records.SENTIMENT_RUN["beta"])
-    for number, run in enumerate(results):
-        mean, low, high = run["reward_difference"]
-        color = plots.COLOURS["optimum"]
-        axes[3].errorbar(number, mean, [[mean - low], [high - mean]], fmt="o", color=color, capsize=4)
-    axes[3].axhline(0, **plots.line("reference", label=None))
-    axes[3].set(xticks=[0, 1, 2], xlabel="seed", xlim=(-0.6, 2.6), title="held-out reward gained")
-    for ax, title in zip(axes, ("loss", "margin", "log-ratio (nats)"), strict=False):
-        ax.set(xlabel="step", title=title)
-    for ax in (axes[0], axes[2]):
-        ax.legend()
-    path = scoring.DATA_DIR.parent / "docs" / "figures" / "first_run.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(plots.png(fig))
-
-
-GROUPS = {"nb09": (nb09_runs, nb09, draw_nb09)}
+GROUPS = sorted(path.stem for path in (Path(__file__).parent / "record_groups").glob("nb*.py"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="none means all")
     for group in parser.parse_args().groups or GROUPS:
-        configs, run, draw = GROUPS[group]
-        for config in configs():
+        module = importlib.import_module(f"record_groups.{group}")
+        for config in module.runs():
             there = records.path_of(group, config).exists()
-            print(f"{group} seed {config['seed']}: {'there' if there else 'running ...'}", flush=True)
-            record = records.make(group, config, run, command=f"python tools/make_records.py {group}")
-            print({key: value for key, value in record["results"].items() if key != "curves"}, flush=True)
-        draw()
+            print(f"{group} {config}: {'there' if there else 'running ...'}", flush=True)
+            record = records.make(group, config, module.run, command=f"python tools/make_records.py {group}")
+            if not there:
+                print({key: value for key, value in record["results"].items() if key != "curves"}, flush=True)
+        if hasattr(module, "draw"):
+            module.draw()
 
 
 if __name__ == "__main__":

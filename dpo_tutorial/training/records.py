@@ -1,6 +1,6 @@
 """Records of long runs: one JSON file per run in data/records/, named by a hash of its configuration.
 
-A record holds the configuration, seed, versions, processor, wall-clock, peak memory, the command that made it
+A record holds the configuration, seed, versions, processor, wall-clock (pauses included), processor time, peak memory, the command that made it
 and the results. Notebooks recompute the hash before they show a record.
 """
 
@@ -74,11 +74,12 @@ def make(name: str, config: dict, run: Callable[[dict], dict], *, command: str) 
     path = path_of(name, config)
     if path.exists():
         return load(name, config)
-    start = time.time()
+    start, cpu_start = time.time(), time.process_time()
     results = run(config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     record = {"name": name, "config": config, "config_hash": config_hash(config), "command": command}
-    record |= environment() | {"seconds": round(time.time() - start, 1), "peak_gb": round(peak / 1e9, 2)}
+    spent = {"seconds": round(time.time() - start, 1), "cpu_seconds": round(time.process_time() - cpu_start, 1)}
+    record |= environment() | spent | {"peak_gb": round(peak / 1e9, 2)}
     write_json(path, record | {"results": results})
     return load(name, config)
 
