@@ -1,7 +1,7 @@
 """Records of long runs: one JSON file per run in data/records/, named by a hash of its configuration.
 
-A record holds the configuration, seed, versions, processor, wall-clock (pauses included), processor time, peak memory, the command that made it
-and the results. Notebooks recompute the hash before they show a record.
+A record holds the configuration, seed, versions, processor, wall-clock (pauses included), processor time, peak
+memory, the command that made it and the results. Notebooks recompute the hash before they show a record.
 """
 
 import json
