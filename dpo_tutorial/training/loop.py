@@ -38,9 +38,9 @@ class Run:
             self.best_state = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def reference_logps(model, examples: list[dict], *, pad_token_id: int) -> torch.Tensor:
+def reference_logps(model, examples: list[dict], *, pad_token_id: int, logps_of=completion_logps) -> torch.Tensor:
     """The reference's log-probabilities, computed once: (N, 2), chosen and rejected."""
-    return torch.stack(pair_logps(model, examples, pad_token_id=pad_token_id), dim=1)
+    return torch.stack(pair_logps(model, examples, pad_token_id=pad_token_id, logps_of=logps_of), dim=1)
 
 
 def metrics(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *, beta: float) -> dict[str, float]:
@@ -56,9 +56,11 @@ def metrics(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *, beta: f
     }
 
 
-def evaluate(policy, examples, ref_logps, *, loss: Callable, beta: float, pad_token_id: int) -> dict[str, float]:
+def evaluate(
+    policy, examples, ref_logps, *, loss: Callable, beta: float, pad_token_id: int, logps_of=completion_logps
+) -> dict[str, float]:
     """Held-out loss and metrics of a policy, names prefixed with ``eval_``."""
-    chosen, rejected = pair_logps(policy.eval(), examples, pad_token_id=pad_token_id)
+    chosen, rejected = pair_logps(policy.eval(), examples, pad_token_id=pad_token_id, logps_of=logps_of)
     numbers = {"loss": loss(chosen, rejected, *ref_logps.T).mean().item()}
     numbers |= metrics(chosen, rejected, *ref_logps.T, beta=beta)
     return {f"eval_{name}": value for name, value in numbers.items()}
@@ -75,10 +77,10 @@ def batch_order(count: int, *, batch_size: int, epochs: int, seed: int) -> list[
 
 
 def train_dpo(
-    policy, train: list[dict], ref_logps: torch.Tensor, *, beta: float, learning_rate: float, order: list[list[int]],
+    policy, train: list[dict], ref_logps: torch.Tensor | Callable, *, beta: float, learning_rate: float, order: list[list[int]],
     pad_token_id: int, loss: Callable | None = None, heldout: tuple[list[dict], torch.Tensor] | None = None,
     evaluate_every: int = 0, patience: int | None = None, warmup_steps: int = 0, max_grad_norm: float = 1.0,
-    on_step: Callable[[int, dict], None] | None = None,
+    on_step: Callable[[int, dict], None] | None = None, logps_of: Callable = completion_logps,
 ) -> Run:  # fmt: skip
     """Train ``policy`` in place on encoded pairs; it is left in evaluation mode.
 
@@ -87,11 +89,13 @@ def train_dpo(
 
     Args:
         train: as ``encode.encode_pairs`` returns them; ``order`` holds the row numbers of each batch.
-        ref_logps: (N, 2) from :func:`reference_logps`, cached, so that no second model is needed.
+        ref_logps: (N, 2) from :func:`reference_logps`, cached, so that no second model is needed; or a function
+            of a batch's row numbers that returns their (B, 2), called at every step.
         loss: ``(policy_chosen, policy_rejected, ref_chosen, ref_rejected) -> (B,)``; DPO at ``beta`` when None.
         heldout: (encoded pairs, their ref_logps), evaluated before the first step and every ``evaluate_every``.
         patience: stop after so many evaluations without a better held-out loss (early stopping).
         on_step: called with the step number and its metrics, for a monitor.
+        logps_of: ``(model, batch) -> (rows,)``, what is scored; ``ref_logps`` must come from the same function.
 
     Raises:
         FloatingPointError: the loss is not finite; the message says at which step and what to look at.
@@ -106,12 +110,13 @@ def train_dpo(
     for step in range(len(order) + 1):
         row: dict[str, float] = {"step": step}
         if evaluate_every and step % evaluate_every == 0:
-            row |= evaluate(policy, *heldout, loss=loss, beta=beta, pad_token_id=pad_token_id)
+            row |= evaluate(policy, *heldout, loss=loss, beta=beta, pad_token_id=pad_token_id, logps_of=logps_of)
             run.note(step, row["eval_loss"], policy)
         stop = step == len(order) or (patience is not None and run.since_best >= patience)
         if not stop:
             batch = collate([train[i] for i in order[step]], pad_token_id=pad_token_id)
-            row |= _step(policy.train(), batch, ref_logps[order[step]], loss, beta, parameters, max_grad_norm, step)
+            policy_logps = logps_of(policy.train(), batch)
+            row |= _step(policy_logps, ref_logps[order[step]], loss, beta, parameters, max_grad_norm, step)
             optimizer.step()
             rate.step()
             optimizer.zero_grad()
@@ -124,9 +129,9 @@ def train_dpo(
     return run
 
 
-def _step(policy, batch, ref_logps, loss, beta, parameters, max_grad_norm, step) -> dict[str, float]:
-    """Forward, backward and clipping of one batch; returns its metrics."""
-    chosen, rejected = completion_logps(policy, batch).chunk(2)
+def _step(policy_logps, ref_logps, loss, beta, parameters, max_grad_norm, step) -> dict[str, float]:
+    """Loss, backward and clipping of one batch; returns its metrics."""
+    chosen, rejected = policy_logps.chunk(2)
     value = loss(chosen, rejected, *ref_logps.T.to(chosen.device)).mean()
     if not torch.isfinite(value):
         raise FloatingPointError(
