@@ -32,9 +32,9 @@ ALPACA_MODELS = tuple(
     alpaca-7b_concise alpaca-7b_verbose alpaca-farm-ppo-human alpaca-farm-ppo-sim-gpt4-20k baize-v2-13b chatglm2-6b
     claude claude-2 claude-instant-1.2 falcon-7b-instruct gemma-2b-it gpt-3.5-turbo-1106 gpt-3.5-turbo-1106_concise
     gpt-3.5-turbo-1106_verbose gpt35_turbo_instruct gpt4_0613_concise gpt4_1106_preview gpt4_gamed jina-chat
-    minichat-3b nous-hermes-13b oasst-rlhf-llama-33b oasst-sft-llama-33b openbuddy-falcon-40b-v9 openbuddy-llama-30b-v7.1
-    openbuddy-llama2-13b-v11.1 phi-2 pythia-12b-mix-sft text_davinci_001 text_davinci_003 ultralm-13b
-    vicuna-13b vicuna-13b-v1.5-togetherai vicuna-7b vicuna-7b-v1.3 vicuna-7b-v1.5""".split()
+    minichat-3b nous-hermes-13b oasst-rlhf-llama-33b oasst-sft-llama-33b openbuddy-falcon-40b-v9
+    openbuddy-llama-30b-v7.1 openbuddy-llama2-13b-v11.1 phi-2 pythia-12b-mix-sft text_davinci_001 text_davinci_003
+    ultralm-13b vicuna-13b vicuna-13b-v1.5-togetherai vicuna-7b vicuna-7b-v1.3 vicuna-7b-v1.5""".split()
 )
 
 
@@ -137,8 +137,10 @@ def load(name: str, *, network: bool = True, say: Callable = print, limit: int |
 
     Returns:
         ``pandalm``: ``idx, prompt_id, prompt, response1, response2``, ``annotator1`` to ``annotator3`` (1, 2,
-        0 = tie), ``votes1, votes2, votes_tied``, ``model1, model2, source``; ``formats.from_votes`` makes pairs of it.
-        ``pandalm_judges``: ``idx, gpt_35_turbo, pandalm_7b`` (1, 2, 0 = tie, missing where a verdict is none of these).
+        0 = tie), ``votes1, votes2, votes_tied``, ``model1, model2, source``; ``formats.from_votes`` makes
+        pairs of it.
+        ``pandalm_judges``: ``idx, gpt_35_turbo, pandalm_7b`` (1, 2, 0 = tie, missing where a verdict is
+        none of these).
         ``alpaca_eval``: ``model, instruction_id, preference, len_output, len_baseline``; the published rates are
         in ``alpaca_eval_leaderboard()``. The hub datasets: preference pairs as ``pairs.load`` gives them.
 
