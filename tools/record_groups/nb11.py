@@ -1,0 +1,43 @@
+"""Notebook 11's grid on the lab LM: beta, baselines, shuffled labels and over-training, three seeds (30 s a run).
+
+The trained policies are kept in runs/nb11/ (not in the repository): ``nb11_steering`` compares with them.
+"""
+
+from pathlib import Path
+
+from dpo_tutorial.data.construct import config_hash
+from dpo_tutorial.training.frontier import FRONTIER_RUN
+
+SEEDS = (0, 1, 2)
+BETAS = (0.05, 0.1, 0.2, 0.5, 1, 5)
+FLOOR_BETAS = (0.1, 1, 5)
+ALPHAS = (0.1, 0.5)
+LONG = {"epochs": 4, "measure_at": [40, 80, 160, 240]}
+LONG_BETAS = (0.05, 0.5)
+
+
+def runs() -> list[dict]:
+    found = []
+    for seed in SEEDS:
+        base = FRONTIER_RUN | {"seed": seed}
+        found += [base | {"beta": beta} for beta in BETAS]
+        found += [base | {"loss": "sft"}]
+        found += [base | {"loss": "unlikelihood", "alpha": alpha} for alpha in ALPHAS]
+        found += [base | {"labels": "shuffled", "beta": beta} for beta in FLOOR_BETAS]
+    return found + [FRONTIER_RUN | LONG | {"seed": seed, "beta": beta} for seed in SEEDS for beta in LONG_BETAS]
+
+
+def policy_file(config: dict) -> Path:
+    """Where the policy of a run is kept between groups."""
+    return Path("runs/nb11") / f"{config_hash(config)}.safetensors"
+
+
+def run(config: dict) -> dict:
+    from safetensors.torch import save_model
+
+    from dpo_tutorial.training import frontier
+
+    results, (policy, _, _) = frontier.run(config)
+    policy_file(config).parent.mkdir(parents=True, exist_ok=True)
+    save_model(policy, str(policy_file(config)))
+    return results
