@@ -1,5 +1,7 @@
 """Log-probabilities of completions. The one shift of the whole project is in :func:`per_token_logps`."""
 
+from collections.abc import Callable
+
 import torch
 
 from dpo_tutorial.training.encode import collate, collate_completions
@@ -42,12 +44,18 @@ def completion_logps(model, batch: dict[str, torch.Tensor], *, average: bool = F
 
 
 @torch.no_grad()
-def pair_logps(model, examples: list[dict], *, pad_token_id: int, batch_size: int = 8, max_length: int | None = None):
-    """Log-probabilities of many encoded pairs: (chosen_logps, rejected_logps), each (N,) float32 on the CPU."""
+def pair_logps(
+    model, examples: list[dict], *, pad_token_id: int, batch_size: int = 8, max_length: int | None = None,
+    logps_of: Callable = completion_logps,
+):  # fmt: skip
+    """Log-probabilities of many encoded pairs: (chosen_logps, rejected_logps), each (N,) float32 on the CPU.
+
+    ``logps_of(model, batch) -> (rows,)`` scores a batch; another one than the default is how a fault is studied.
+    """
     chosen, rejected = [], []
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size], pad_token_id=pad_token_id, max_length=max_length)
-        both = completion_logps(model, batch).cpu().chunk(2)
+        both = logps_of(model, batch).cpu().chunk(2)
         chosen.append(both[0])
         rejected.append(both[1])
     return torch.cat(chosen), torch.cat(rejected)

@@ -77,8 +77,9 @@ def batch_order(count: int, *, batch_size: int, epochs: int, seed: int) -> list[
 
 
 def train_dpo(
-    policy, train: list[dict], ref_logps: torch.Tensor | Callable, *, beta: float, learning_rate: float, order: list[list[int]],
-    pad_token_id: int, loss: Callable | None = None, heldout: tuple[list[dict], torch.Tensor] | None = None,
+    policy, train: list[dict], ref_logps: torch.Tensor | Callable, *, beta: float, learning_rate: float,
+    order: list[list[int]], pad_token_id: int, loss: Callable | None = None,
+    heldout: tuple[list[dict], torch.Tensor] | None = None,
     evaluate_every: int = 0, patience: int | None = None, warmup_steps: int = 0, max_grad_norm: float = 1.0,
     on_step: Callable[[int, dict], None] | None = None, logps_of: Callable = completion_logps,
 ) -> Run:  # fmt: skip
@@ -116,7 +117,8 @@ def train_dpo(
         if not stop:
             batch = collate([train[i] for i in order[step]], pad_token_id=pad_token_id)
             policy_logps = logps_of(policy.train(), batch)
-            row |= _step(policy_logps, ref_logps[order[step]], loss, beta, parameters, max_grad_norm, step)
+            ref = ref_logps(order[step]) if callable(ref_logps) else ref_logps[order[step]]
+            row |= _step(policy_logps, ref, loss, beta, parameters, max_grad_norm, step)
             optimizer.step()
             rate.step()
             optimizer.zero_grad()
