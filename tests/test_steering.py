@@ -1,11 +1,13 @@
 """Steering while decoding: exact on small random models, on one model with its adapter, and on the lab LM."""
 
+import asyncio
 import math
 
 import pytest
 import torch
 from trl_oracle import WORDS, tiny_llama, tokenizer
 
+from dpo_tutorial.display.steering_panel import SteeringPanel, Writing, steering_panel, table_html
 from dpo_tutorial.training import frontier, models, steering
 from dpo_tutorial.training.encode import collate_completions, text_ids
 
@@ -184,3 +186,107 @@ def test_shuffled_labels_swap_half_of_the_pairs_and_nothing_else():
     assert sorted(frame["chosen"] + frame["rejected"]) != sorted(mixed["chosen"] + mixed["rejected"])
     with pytest.raises(ValueError, match="accepted are 'dpo'"):
         frontier.loss_of({"loss": "ipo", "beta": 0.1})
+
+
+def fake_write(prompt):
+    """Three betas, four tokens."""
+    for count in range(1, 5):
+        yield [
+            Writing(beta, f" {prompt[:2]}{beta}" * count, 0.1 * count, beta * count, count) for beta in (2, 1, 0.5)
+        ]
+
+
+@pytest.fixture
+def panel():
+    *_, first = fake_write("old prompt")
+    return SteeringPanel(fake_write, "old prompt", first, 4)
+
+
+def test_the_panel_shows_kept_text_at_every_beta_without_writing(panel):
+    panel._write = None
+    for beta in (2, 1, 0.5):
+        panel.slider.value = beta
+        assert f"beta = {beta:g}." in panel.text.value and f" ol{beta}" * 4 in panel.text.value
+        assert 'aria-live="polite"' in panel.text.value and panel.bar.value == 4
+    assert panel.writing == Writing(0.5, " ol0.5" * 4, pytest.approx(0.4), 2.0, 4)
+
+
+def test_a_new_prompt_is_written_token_by_token_and_the_slider_works_meanwhile(panel):
+    async def scene():
+        seen = []
+        panel.text.observe(lambda change: seen.append(change["new"]), names="value")
+        panel.prompt.value = "new <b>"
+        await asyncio.sleep(0.002)
+        panel.slider.value = 0.5
+        await panel._task
+        return seen
+
+    seen = asyncio.run(scene())
+    assert any("so far" in text and 'aria-live="off"' in text for text in seen)
+    assert "so far" not in seen[-1] and "new &lt;b&gt;" in seen[-1] and " ne0.5" * 4 in seen[-1]
+    panel._write = None  # now both prompts are kept
+    panel.prompt.value = "old prompt"
+    assert " ol0.5" in panel.text.value
+
+
+def test_a_second_prompt_cancels_the_first(panel):
+    async def scene():
+        panel.prompt.value = "first"
+        await asyncio.sleep(0)
+        first = panel._task
+        panel.prompt.value = "second"
+        await panel._task
+        return first
+
+    first = asyncio.run(scene())
+    assert first.cancelled() and "first" not in panel._kept and "second" in panel.text.value
+
+
+def test_an_error_while_writing_and_an_empty_prompt_are_said_in_the_panel(panel):
+    def broken(prompt):
+        raise ValueError("no such model")
+        yield
+
+    async def scene():
+        panel._write = broken
+        panel.prompt.value = "anything"
+        await panel._task
+
+    asyncio.run(scene())
+    assert "ValueError: no such model" in panel.text.value
+    panel.prompt.value = " "
+    assert "Type the beginning" in panel.text.value
+
+
+def test_the_table_escapes_and_the_panel_refuses_two_betas(panel):
+    table = table_html("a <i>", [Writing(0.1, " & more", 0.5, 1.25, 3)])
+    assert "a &lt;i&gt; &amp; more" in table and ">1.2<" in table and "<i>" not in table
+    with pytest.raises(ValueError, match="at least 3"):
+        steering_panel(fake_write, prompt="a", first=[], max_new_tokens=4)
+
+
+def test_the_displayed_panel_has_a_text_for_readers_without_a_kernel(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle))
+    *_, first = fake_write("x")
+    steering_panel(fake_write, prompt="x", first=first, max_new_tokens=4)
+    assert "application/vnd.jupyter.widget-view+json" in shown[0] and "five betas" in shown[0]["text/html"]
+
+
+def test_writings_are_steered_completions_with_their_rewards(steered):
+    policy, ref, tok, _ = steered
+    options = {"max_new_tokens": 6, "seed": 2, "ref_model": ref}
+    *_, last = steering.writings(
+        policy,
+        tok,
+        PROMPTS[0],
+        betas=[0.4, 0.1, 0.05],
+        trained_beta=0.1,
+        score=lambda t: [len(x) for x in t],
+        **options,
+    )
+    *_, state = steering.stream(policy, tok, [PROMPTS[0]], lambdas=[0.25, 1.0, 2.0], **options)
+    assert [w.kl for w in last] == state.kl.tolist() and [w.beta for w in last] == [0.4, 0.1, 0.05]
+    for w, ids in zip(last, state.completion_ids, strict=True):
+        text = tok.decode(ids, skip_special_tokens=True)
+        assert (w.text, w.reward, w.tokens) == (text, len(PROMPTS[0] + text), len(ids))

@@ -26,7 +26,8 @@ FRONTIER_RUN = {
     "warmup_steps": 8,
     "seed": 0,
     "eval_prompts": 160,
-    "measure_at": [10, 20, 40],
+    "measure_at": [20, 40],
+    "curve_prompts": 80,
     "final_samples": 2,
 }
 
@@ -55,13 +56,13 @@ def shuffled_labels(frame: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     return out
 
 
-def fresh(policy, reference, tokenizer, config: dict, *, samples: int = 1) -> pd.DataFrame:
-    """``samples`` responses to every held-out prompt: ``prompt, text, reward, kl, words`` among the columns.
+def fresh(policy, reference, tokenizer, config: dict, *, prompts: int, samples: int = 1) -> pd.DataFrame:
+    """``samples`` responses to each of ``prompts`` held-out prompts: ``prompt, text, reward, kl, words`` among the columns.
 
     ``kl`` is log pi - log pi_ref of the response; its mean estimates the sequence-level KL without bias.
     """
     draws = [
-        lab.measure(policy, reference, tokenizer, prompts=config["eval_prompts"], seed=1000 * k + config["seed"])
+        lab.measure(policy, reference, tokenizer, prompts=prompts, seed=1000 * k + config["seed"])
         for k in range(samples)
     ]
     drawn = pd.concat([draw.samples for draw in draws], ignore_index=True)
@@ -163,10 +164,12 @@ def run(config: dict) -> tuple[dict, tuple]:
 
     def measure(step, policy):
         held = preference_numbers(heldout_logratios(policy, base, tokenizer, config), beta=config["beta"])
-        curve.append({"step": step} | numbers(fresh(policy, base, tokenizer, config)) | held)
+        drawn = fresh(policy, base, tokenizer, config, prompts=config["curve_prompts"])
+        curve.append({"step": step} | numbers(drawn) | held)
 
     policy, reference, tokenizer, trained = train(config, measure)
-    drawn = fresh(policy, reference, tokenizer, config, samples=config["final_samples"])
+    sizes = {"prompts": config["eval_prompts"], "samples": config["final_samples"]}
+    drawn = fresh(policy, reference, tokenizer, config, **sizes)
     logratios = heldout_logratios(policy, reference, tokenizer, config)
     final = {"step": len(trained.history) - 1} | numbers(drawn)
     final |= preference_numbers(logratios, beta=config["beta"])

@@ -12,12 +12,13 @@ the weights instead and needs one forward pass a token, not two.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
 
+from dpo_tutorial.display.steering_panel import Writing
 from dpo_tutorial.training.encode import collate_completions, text_ids
 from dpo_tutorial.training.models import reference
 
@@ -166,6 +167,32 @@ def rollouts(
     frame = pd.concat(frames, ignore_index=True)
     frame["text"] = tokenizer.batch_decode(list(frame["completion_ids"]), skip_special_tokens=True)
     return frame
+
+
+def writings(
+    policy,
+    tokenizer,
+    prompt: str,
+    *,
+    betas: Sequence[float],
+    trained_beta: float,
+    max_new_tokens: int,
+    seed: int,
+    score: Callable[[list[str]], Sequence[float]],
+    ref_model=None,
+) -> Iterator[list[Writing]]:
+    """One prompt written at all betas in one batch: after every token, the continuations so far with their rewards.
+
+    Args:
+        score: texts (prompt and continuation together) to rewards.
+    """
+    lambdas = [strength(beta=beta, trained_beta=trained_beta) for beta in betas]
+    options = {"lambdas": lambdas, "max_new_tokens": max_new_tokens, "seed": seed, "ref_model": ref_model}
+    for state in stream(policy, tokenizer, [prompt], **options):
+        texts = tokenizer.batch_decode(state.completion_ids, skip_special_tokens=True)
+        rewards = score([prompt + text for text in texts])
+        rows = zip(betas, texts, rewards, state.kl.tolist(), map(len, state.completion_ids), strict=True)
+        yield [Writing(beta, text, float(reward), kl, count) for beta, text, reward, kl, count in rows]
 
 
 @torch.no_grad()

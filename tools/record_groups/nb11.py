@@ -10,10 +10,9 @@ from dpo_tutorial.training.frontier import FRONTIER_RUN
 
 SEEDS = (0, 1, 2)
 BETAS = (0.05, 0.1, 0.2, 0.5, 1, 5)
-FLOOR_BETAS = (0.1, 1, 5)
-ALPHAS = (0.1, 0.5)
-LONG = {"epochs": 4, "measure_at": [40, 80, 160, 240]}
-LONG_BETAS = (0.05, 0.5)
+FLOOR_BETAS = (0.1,)
+ALPHA = 0.1
+LONG = {"epochs": 4, "measure_at": [80, 160, 240]}
 
 
 def runs() -> list[dict]:
@@ -21,10 +20,9 @@ def runs() -> list[dict]:
     for seed in SEEDS:
         base = FRONTIER_RUN | {"seed": seed}
         found += [base | {"beta": beta} for beta in BETAS]
-        found += [base | {"loss": "sft"}]
-        found += [base | {"loss": "unlikelihood", "alpha": alpha} for alpha in ALPHAS]
+        found += [base | {"loss": "sft"}, base | {"loss": "unlikelihood", "alpha": ALPHA}]
         found += [base | {"labels": "shuffled", "beta": beta} for beta in FLOOR_BETAS]
-    return found + [FRONTIER_RUN | LONG | {"seed": seed, "beta": beta} for seed in SEEDS for beta in LONG_BETAS]
+    return found + [FRONTIER_RUN | LONG | {"seed": seed} for seed in SEEDS]
 
 
 def policy_file(config: dict) -> Path:

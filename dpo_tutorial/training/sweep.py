@@ -1,0 +1,89 @@
+"""The recorded sweep over beta on SmolLM2: its configuration, and what is measured of each policy.
+
+Notebook 11 loads the shipped adapters of one seed and measures one of them again.
+"""
+
+import math
+
+import pandas as pd
+
+from dpo_tutorial.data import pairs, scoring
+from dpo_tutorial.training import encode, frontier, logps, models, records, sampling
+
+SWEEP_RUN = records.SENTIMENT_RUN | {"rank": 4, "eval_steps": 24, "capabilities": "48 reviews, 16 instructions"}
+SWEEP_BETAS = (0.05, 0.1, 0.2, 0.5)
+ADAPTERS = scoring.DATA_DIR / "beta_adapters"
+
+# Written for this course: questions whose short answers any instruction-tuned model should find likely.
+INSTRUCTIONS = [
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Name the colours of a traffic light.", "The colours of a traffic light are red, yellow and green."),
+    ("How many days are there in a week?", "There are seven days in a week."),
+    ("What is 2 plus 3?", "2 plus 3 equals 5."),
+    ("What do bees make?", "Bees make honey."),
+    ("Which planet do we live on?", "We live on planet Earth."),
+    ("What is frozen water called?", "Frozen water is called ice."),
+    ("Give the opposite of the word hot.", "The opposite of hot is cold."),
+    ("In which direction does the sun rise?", "The sun rises in the east."),
+    ("List three fruits.", "Three fruits are apples, bananas and oranges."),
+    ("How many legs does a spider have?", "A spider has eight legs."),
+    ("What is the plural of child?", "The plural of child is children."),
+    ("Which gas do people need to breathe?", "People need oxygen to breathe."),
+    ("How many minutes are in an hour?", "There are 60 minutes in an hour."),
+    ("What do you use to write on a blackboard?", "You use chalk to write on a blackboard."),
+    ("Translate good morning into Spanish.", "Good morning in Spanish is buenos días."),
+]
+REVIEW_WORDS = 40
+
+
+def _perplexity(model, tokenizer, rows: list[tuple[list[int], list[int]]]) -> float:
+    """exp of the mean negative log-probability per completion token, over all rows together."""
+    prompt_ids, completion_ids = (list(part) for part in zip(*rows, strict=True))
+    total = logps.sample_logps(model, prompt_ids, completion_ids, pad_token_id=tokenizer.pad_token_id).sum().item()
+    return math.exp(-total / sum(map(len, completion_ids)))
+
+
+def capabilities(model, tokenizer) -> dict[str, float]:
+    """Perplexity on held-out reviews (the first words of 48, prompt of five words not scored) and on instructions."""
+    reviews = []
+    for text in scoring.reviews("prompts_heldout", "imdb")["text"].head(48):
+        words = text.split()[:REVIEW_WORDS]
+        ids, start = encode.text_ids(tokenizer, " ".join(words)), len(encode.text_ids(tokenizer, " ".join(words[:5])))
+        reviews.append((ids[:start], ids[start:]))
+    answers = []
+    for question, answer in INSTRUCTIONS:
+        prompt = [{"role": "user", "content": question}]
+        start = encode.text_ids(tokenizer, prompt)
+        full = encode.text_ids(tokenizer, prompt, [{"role": "assistant", "content": answer}])
+        answers.append((start, full[len(start) :]))
+    found = {"reviews": reviews, "instructions": answers}
+    return {f"perplexity_{name}": round(_perplexity(model, tokenizer, rows), 3) for name, rows in found.items()}
+
+
+def heldout_pairs(config: dict) -> pd.DataFrame:
+    return pairs.load(scoring.DATA_DIR / "pairs" / "sentiment_heldout.jsonl").head(config["heldout_pairs"])
+
+
+def fresh(model, tokenizer, config: dict, *, samples: int, seed: int, prompts: int | None = None) -> pd.DataFrame:
+    """Samples of the policy on held-out prompts with ``reward`` and ``kl`` (log pi - log pi_ref, adapter off)."""
+    texts = list(heldout_pairs(config)["prompt"].drop_duplicates())[:prompts]
+    options = {"n": samples, "max_new_tokens": config["max_new_tokens"], "seed": seed}
+    drawn = sampling.rollouts(model, tokenizer, texts, **options)
+    drawn["reward"] = scoring.load_classifier().scores(list(drawn["prompt"] + drawn["text"]))
+    drawn["kl"] = drawn["policy_logps"] - drawn["ref_logps"]
+    drawn["words"] = drawn["text"].str.split().str.len()
+    return drawn
+
+
+def measure(model, tokenizer, config: dict) -> dict:
+    """Reward and KL with intervals, words, and perplexities of a policy."""
+    drawn = fresh(model, tokenizer, config, samples=config["samples_per_prompt"], seed=config["seed"])
+    found = {name: frontier.interval(drawn[name], drawn["prompt"]) for name in ("reward", "kl")}
+    found["words"] = round(float(drawn["words"].mean()), 2)
+    return found | capabilities(model, tokenizer)
+
+
+def load_policy(beta: float, **options):
+    """The reference with the shipped adapter of ``beta`` on it, and the tokenizer."""
+    model, tokenizer = models.load_sft(**options)
+    return models.load_adapter(model, ADAPTERS / f"beta_{beta:g}"), tokenizer
