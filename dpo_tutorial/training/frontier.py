@@ -17,18 +17,18 @@ FRONTIER_RUN = {
     "model": "lab_lm",
     "loss": "dpo",
     "labels": "as judged",
-    "pairs": 640,
+    "pairs": 480,
     "heldout_pairs": 160,
     "beta": 0.1,
     "learning_rate": 5e-4,
     "epochs": 1,
     "batch_size": 8,
-    "warmup_steps": 8,
+    "warmup_steps": 6,
     "seed": 0,
     "eval_prompts": 160,
     "measure_at": [20, 40],
     "curve_prompts": 80,
-    "final_samples": 2,
+    "final_samples": 1,
 }
 
 
@@ -57,7 +57,7 @@ def shuffled_labels(frame: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def fresh(policy, reference, tokenizer, config: dict, *, prompts: int, samples: int = 1) -> pd.DataFrame:
-    """``samples`` responses to each of ``prompts`` held-out prompts: ``prompt, text, reward, kl, words`` among the columns.
+    """``samples`` responses to each of ``prompts`` held-out prompts, with ``reward, kl, words, ended``.
 
     ``kl`` is log pi - log pi_ref of the response; its mean estimates the sequence-level KL without bias.
     """

@@ -1,4 +1,4 @@
-"""Notebook 11's grid on the lab LM: beta, baselines, shuffled labels and over-training, three seeds (30 s a run).
+"""Notebook 11's grid on the lab LM: beta, baselines, shuffled labels and over-training, three seeds (20 s a run).
 
 The trained policies are kept in runs/nb11/ (not in the repository): ``nb11_steering`` compares with them.
 """
@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2)
 BETAS = (0.05, 0.1, 0.2, 0.5, 1, 5)
 FLOOR_BETAS = (0.1,)
 ALPHA = 0.1
-LONG = {"epochs": 4, "measure_at": [80, 160, 240]}
+LONG = {"epochs": 4, "measure_at": [60, 120, 180]}
 
 
 def runs() -> list[dict]:
