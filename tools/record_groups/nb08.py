@@ -1,0 +1,249 @@
+"""Notebook 08's grids: what is scored, how long to train, where to start from, batch sizes; three seeds each.
+
+The lab LM's runs take some 15 seconds each (its long runs a minute), SmolLM2's 2 to 3 minutes.
+"""
+
+from functools import partial
+
+import torch
+
+from dpo_tutorial.data import pairs, scoring
+from dpo_tutorial.theory import losses
+from dpo_tutorial.training import encode, lab, logps, loop, models, sampling
+
+SEEDS = (0, 1, 2)
+FAST = dict(lab.LAB_RUN, learning_rate=5e-4)
+FORMAT = "Opening: {prompt} Review:"
+ARMS = {  # what is scored, and how beta is matched where the score is a mean (some 20 tokens per response)
+    "right": {},
+    "mean": {},
+    "mean, beta 2": {"beta": 2.0},
+    "mean with prompt, beta 2": {"beta": 2.0},
+    "no eos": {},
+    "shifted": {},
+}
+STARTS = ("base", "sft", "sft, base as reference")
+SMOLLM2 = {
+    "model": "smollm2",
+    "pairs": 96,
+    "heldout_pairs": 32,
+    "beta": 0.1,
+    "learning_rate": 1e-3,
+    "epochs": 1,
+    "batch_size": 8,
+    "warmup_steps": 2,
+    "rank": 8,
+    "eval_prompts": 64,
+    "max_new_tokens": 40,
+}
+
+
+def runs() -> list[dict]:
+    scored = [FAST | {"scored": arm} | change for arm, change in ARMS.items()]
+    long = [dict(FAST, pairs=160, epochs=8, evaluate_every=10)]
+    starts = [dict(FAST, start=start, format=FORMAT) for start in STARTS]
+    smollm2 = [dict(SMOLLM2, start=start) for start in STARTS]
+    batches = [
+        dict(lab.LAB_RUN, learning_rate=rate, batch_size=size, warmup_steps=max(1, 48 // size))
+        for size in (4, 8, 32, 128)
+        for rate in (2e-4, 5e-4, 1e-3)
+    ]
+    return [dict(config, seed=seed) for config in scored + long + starts + batches + smollm2 for seed in SEEDS]
+
+
+def run(config: dict) -> dict:
+    """Train and measure as the configuration says; results are numbers only."""
+    if config["model"] == "smollm2":
+        return _smollm2(config)
+    for key, experiment in (("scored", _scored), ("start", _start), ("evaluate_every", _long)):
+        if key in config:
+            return experiment(config)
+    policy, reference, tokenizer, result = lab.run(config)
+    return _measured(policy, reference, tokenizer, config) | {"loss": _curve(result, "loss")}
+
+
+def _curve(result: loop.Run, name: str) -> list[list[float]]:
+    return [[step, round(value, 4)] for step, value in zip(*result.curve(name), strict=True)]
+
+
+def _numbers(measured: lab.Measured) -> dict:
+    return {name: round(getattr(measured, name), 4) for name in ("reward", "kl", "words", "ended")}
+
+
+def _measured(policy, reference, tokenizer, config: dict) -> dict:
+    return _numbers(lab.measure(policy, reference, tokenizer, prompts=config["eval_prompts"], seed=config["seed"]))
+
+
+def _frames(config: dict) -> list:
+    return [lab.load_pairs(part, config[key]) for part, key in (("train", "pairs"), ("heldout", "heldout_pairs"))]
+
+
+def shifted_logps(model, batch):
+    """The fault: the mask is moved the wrong way, so the first token is lost and the one after EOS is scored."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return (logps.per_token_logps(logits, batch["input_ids"]) * batch["completion_mask"][:, :-1]).sum(1)
+
+
+def with_prompt(batch):
+    """The same batch with every token scored, the prompt's included."""
+    return batch | {"completion_mask": batch["attention_mask"]}
+
+
+def _scored(config: dict) -> dict:
+    """One epoch with another score; the reference is computed in the training's own batches."""
+    arm = config["scored"]
+    policy, tokenizer = models.load("lab_lm", device="cpu")
+    reference = loop.frozen_copy(policy)
+    pad = {"pad_token_id": tokenizer.pad_token_id}
+    average = partial(logps.completion_logps, average=True)
+    logps_of = {
+        "mean": average,
+        "mean, beta 2": average,
+        "mean with prompt, beta 2": lambda model, batch: average(model, with_prompt(batch)),
+        "shifted": shifted_logps,
+    }.get(arm, logps.completion_logps)
+    examples, heldout = (
+        encode.encode_pairs(tokenizer, frame, append_eos=arm != "no eos") for frame in _frames(config)
+    )
+    order = loop.batch_order(len(examples), batch_size=config["batch_size"], epochs=1, seed=config["seed"])
+    ref_logps = torch.empty(len(examples), 2)
+    for picked in order:
+        ref_logps[picked] = loop.reference_logps(reference, [examples[i] for i in picked], logps_of=logps_of, **pad)
+    settings = {key: config[key] for key in ("beta", "learning_rate", "warmup_steps")}
+    result = loop.train_dpo(
+        policy, examples, ref_logps, order=order, logps_of=logps_of, evaluate_every=10,
+        heldout=(heldout, loop.reference_logps(reference, heldout, logps_of=logps_of, **pad)), **settings, **pad,
+    )  # fmt: skip
+    right = encode.encode_pairs(tokenizer, _frames(config)[1])
+    truth = loop.evaluate(
+        policy,
+        right,
+        loop.reference_logps(reference, right, **pad),
+        loss=partial(losses.dpo, beta=0.1),
+        beta=0.1,
+        **pad,
+    )
+    return _measured(policy, reference, tokenizer, config) | {
+        "right_heldout": {name: round(value, 4) for name, value in truth.items()},
+        "first_token_kl": round(first_token_kl(policy, reference, right, **pad), 4),
+        "curves": {name: _curve(result, name) for name in ("loss", "eval_loss", "accuracies", "eval_accuracies")},
+    }
+
+
+@torch.no_grad()
+def first_token_kl(policy, reference, examples, *, pad_token_id: int) -> float:
+    """Mean over prompts of KL(policy, reference) at the first token of the response."""
+    total = 0.0
+    for example in examples:
+        ids = torch.tensor([example["prompt_ids"]])
+        new, old = (model(input_ids=ids).logits[0, -1].log_softmax(-1) for model in (policy, reference))
+        total += (new.exp() * (new - old)).sum().item()
+    return total / len(examples)
+
+
+def _long(config: dict) -> dict:
+    """Eight epochs on few pairs; at every evaluation the policy is also measured on fresh samples."""
+    policy, tokenizer = models.load("lab_lm", device="cpu")
+    reference = loop.frozen_copy(policy)
+    pad = {"pad_token_id": tokenizer.pad_token_id}
+    examples, heldout = (encode.encode_pairs(tokenizer, frame) for frame in _frames(config))
+    ref_logps, ref_heldout = (loop.reference_logps(reference, rows, **pad) for rows in (examples, heldout))
+    every, measured = config["evaluate_every"], [[0, _measured(reference, reference, tokenizer, config)]]
+
+    def measure(step, metrics):
+        if "loss" in metrics and (step + 1) % every == 0:  # the weights that the next evaluation sees
+            measured.append([step + 1, _measured(policy.eval(), reference, tokenizer, config)])
+
+    settings = {key: config[key] for key in ("beta", "learning_rate", "warmup_steps")}
+    order = loop.batch_order(len(examples), **{key: config[key] for key in ("batch_size", "epochs", "seed")})
+    result = loop.train_dpo(
+        policy, examples, ref_logps, order=order, heldout=(heldout, ref_heldout), evaluate_every=every,
+        on_step=measure, **settings, **pad,
+    )  # fmt: skip
+    return {
+        "best_step": result.best_step,
+        "measured": measured,
+        "curves": {name: _curve(result, name) for name in ("loss", "eval_loss", "eval_accuracies", "eval_margins")},
+    }
+
+
+def _start(config: dict) -> dict:
+    """DPO in a prompt format that the lab LM has not seen: from it as it is, or from it after SFT on the chosen."""
+    policy, tokenizer = models.load("lab_lm", device="cpu")
+    base = loop.frozen_copy(policy)
+    pad = {"pad_token_id": tokenizer.pad_token_id}
+    frames = [
+        frame.assign(prompt=[config["format"].format(prompt=p) for p in frame["prompt"]]) for frame in _frames(config)
+    ]
+    examples, heldout = (encode.encode_pairs(tokenizer, frame) for frame in frames)
+    order = loop.batch_order(len(examples), **{key: config[key] for key in ("batch_size", "epochs", "seed")})
+    settings = {key: config[key] for key in ("beta", "learning_rate", "warmup_steps")} | {"order": order} | pad
+    if config["start"] != "base":
+        unused = torch.zeros(len(examples), 2)
+        loop.train_dpo(policy, examples, unused, loss=lambda chosen, *rest: -chosen / 20, **settings)
+    start = loop.frozen_copy(policy)
+    reference = start if config["start"] == "sft" else base
+    result = loop.train_dpo(
+        policy, examples, loop.reference_logps(reference, examples, **pad),
+        heldout=(heldout, loop.reference_logps(reference, heldout, **pad)), evaluate_every=10, **settings,
+    )  # fmt: skip
+    prompts = frames[1].head(config["eval_prompts"])
+    return {
+        "before": _in_format(start, base, tokenizer, prompts, config),
+        "after": _in_format(policy, start, tokenizer, prompts, config),
+        "curves": {name: _curve(result, name) for name in ("loss", "eval_loss", "eval_accuracies")},
+    }
+
+
+def _in_format(policy, reference, tokenizer, frame, config: dict) -> dict:
+    """Reward, KL, words and ended in the prompt format; the reward reads opening and response, not the format."""
+    options = {"n": 1, "max_new_tokens": lab.MAX_NEW_TOKENS, "seed": config["seed"], "ref_model": reference}
+    drawn = sampling.rollouts(policy, tokenizer, list(frame["prompt"]), **options)
+    openings = _frames(config)[1].head(len(frame))["prompt"]
+    drawn["reward"] = scoring.load_classifier().scores(list(openings.to_numpy() + drawn["text"].to_numpy()))
+    return _summary(drawn, tokenizer)
+
+
+def _summary(drawn, tokenizer) -> dict:
+    ended = drawn["completion_ids"].str[-1] == tokenizer.eos_token_id
+    return {
+        "reward": round(float(drawn["reward"].mean()), 4),
+        "kl": round(float((drawn["policy_logps"] - drawn["ref_logps"]).mean()), 4),
+        "words": round(float(drawn["text"].str.split().str.len().mean()), 4),
+        "ended": round(float(ended.mean()), 4),
+    }
+
+
+def _smollm2(config: dict) -> dict:
+    """The same question with LoRA on SmolLM2: SFT is the shipped adapter, trained on review openings."""
+    train, heldout = (
+        pairs.load(scoring.DATA_DIR / "pairs" / f"sentiment_{part}.jsonl") for part in ("train", "heldout")
+    )
+    prompts = list(heldout["prompt"].drop_duplicates().head(config["eval_prompts"]))
+    base, tokenizer = models.load("smollm2")
+    model = base if config["start"] == "base" else models.load_sft()[0]
+    reference = model if config["start"] == "sft" else base
+    pad = {"pad_token_id": tokenizer.pad_token_id}
+    examples = encode.encode_pairs(tokenizer, train.head(config["pairs"]))
+    held = encode.encode_pairs(tokenizer, heldout.head(config["heldout_pairs"]))
+    refs = [loop.reference_logps(reference, rows, **pad) for rows in (examples, held)]
+    options = {"n": 1, "max_new_tokens": config["max_new_tokens"], "seed": config["seed"]}
+
+    def measured(policy, ref_model):
+        drawn = sampling.rollouts(policy, tokenizer, prompts, ref_model=ref_model, **options)
+        drawn["reward"] = scoring.load_classifier().scores(list(drawn["prompt"] + drawn["text"]))
+        return _summary(drawn, tokenizer)
+
+    before = measured(model, base)
+    policy = models.add_lora(model, rank=config["rank"], seed=config["seed"])
+    result = loop.train_dpo(
+        policy, examples, refs[0], heldout=(held, refs[1]), evaluate_every=6,
+        order=loop.batch_order(len(examples), **{key: config[key] for key in ("batch_size", "epochs", "seed")}),
+        **{key: config[key] for key in ("beta", "learning_rate", "warmup_steps")}, **pad,
+    )  # fmt: skip
+    return {
+        "before": before,
+        "after": measured(policy, None),
+        "dtype": str(model.dtype),
+        "curves": {name: _curve(result, name) for name in ("loss", "eval_loss", "eval_accuracies")},
+    }
