@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpo_tutorial.data import pairs
+from dpo_tutorial.data import pairs, readers
 
 GOOD = {"prompt": "The film was", "chosen": " a delight.", "rejected": " a bore."}
 
@@ -66,8 +66,12 @@ HOSTILE = [
     (with_(prompt_id=""), "prompt_id", ["not empty"]),
     (with_(prompt_id=1.5), "prompt_id", ["1.5"]),
     (with_(source=7), "source", ["7"]),
-    (with_(chosen=[{"role": "assistant", "content": "x"}]), "chosen", ["a list", "texts only or messages only"]),
-    (without("prompt").replace('" a delight."', '[{"role": "user", "content": "x"}]'), "prompt", ["extract_prompt"]),
+    (with_(chosen=[{"role": "assistant", "content": "x"}]), "rejected", ["a bore", "messages", "all are"]),
+    (
+        without("prompt").replace('" a delight."', '[{"role": "user", "content": "x"}]'),
+        "rejected",
+        ["a bore", "messages", "all are"],
+    ),
     (with_(prompt=[{"role": "user", "content": "x"}]), "chosen", ["a delight", "messages", "all are"]),
 ]
 
@@ -199,8 +203,8 @@ LINE = st.one_of(
 @given(st.lists(LINE, max_size=12), st.sampled_from([b"\n", b"\r\n"]))
 def test_no_row_is_lost_and_what_is_kept_is_sound(tmp_path, lines, end):
     path = write(tmp_path, *lines, end=end)
-    physical = [line.removeprefix(pairs._BOM) for line in path.read_bytes().split(b"\n")]
-    read = sum(bool(line.removesuffix(b"\r").removeprefix(pairs._BOM).strip()) for line in physical)
+    physical = [line.removeprefix(readers._BOM) for line in path.read_bytes().split(b"\n")]
+    read = sum(bool(line.removesuffix(b"\r").removeprefix(readers._BOM).strip()) for line in physical)
     kept, rejected = pairs.load(path, on_error="reject")
     assert len(kept) + len(rejected) == read
     assert all(isinstance(reason, str) and "remedy: " in reason for reason in rejected["reason"])

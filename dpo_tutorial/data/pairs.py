@@ -1,255 +1,132 @@
-"""Preference pairs at rest: JSONL read line by line, every fault named with its file, line, field and remedy.
+"""Preference pairs at rest: read row by row from every common format, every fault named with its place and remedy.
 
-Two shapes are accepted, the explicit-prompt ones of TRL: ``prompt``, ``chosen`` and ``rejected`` as strings, or all
-three as lists of messages ``{"role": ..., "content": ...}``. One file holds one shape.
+What is read, and how other formats become ``prompt, chosen, rejected``, is in :mod:`dpo_tutorial.data.readers` and
+:mod:`dpo_tutorial.data.formats`; what a sound row holds is in :mod:`dpo_tutorial.data.rows`. Written is JSON Lines.
 """
 
-import hashlib
+import itertools
 import json
 import os
 import secrets
-import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-TEXTS = ("prompt", "chosen", "rejected")
-COLUMNS = ("prompt_id", *TEXTS, "source")
-SCORES = ("score_chosen", "score_rejected")
-VOTES = ("votes_chosen", "votes_rejected")
-_BOM = b"\xef\xbb\xbf"
-_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # control and format characters, and the kinds of space
+from dpo_tutorial.data import formats, readers
+from dpo_tutorial.data.rows import (
+    COLUMNS,
+    ONE_OBJECT,
+    SCORES,
+    TEXTS,
+    VOTES,
+    PairsError,
+    check_json,
+    check_row,
+    check_text,
+    prompt_id,
+)
+
+__all__ = [
+    "COLUMNS",
+    "SCORES",
+    "TEXTS",
+    "VOTES",
+    "PairsError",
+    "check_row",
+    "load",
+    "prompt_id",
+    "save",
+    "save_rejected",
+]
 # Legal inside JSON strings, but many readers take them for line ends: written as escapes.
 _LINE_ENDS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
-_ONE_OBJECT = "one JSON object per line"
+_HEAD = 100  # rows that are looked at to learn a file's format
 
 
-class PairsError(ValueError):
-    """A row that cannot be a preference pair: ``path``, ``line`` and ``field`` say where, ``reason`` says the rest.
+def load(path: str | Path, *, on_error: str = "raise", limit: int | None = None, **hub):
+    """Read preference pairs, row by row, from a file or from the Hugging Face hub.
 
-    ``field`` is empty and ``line`` is 0 where the fault belongs to the whole line or the whole file.
-    """
-
-    def __init__(self, field: str, found: str, accepted: str, remedy: str, *, path: str = "", line: int = 0):
-        self.path, self.line, self.field = path, line, field
-        self.reason = f"{found}; accepted: {accepted}; remedy: {remedy}"
-        self._parts = (field, found, accepted, remedy)
-        where = [path, f"line {line}" if line else "", f"field {_show(field)}" if field else ""]
-        super().__init__(": ".join(filter(None, [", ".join(filter(None, where)), self.reason])))
-
-    def at(self, path: str, line: int) -> "PairsError":
-        """The same fault with its file and line."""
-        return PairsError(*self._parts, path=path, line=line)
-
-
-def prompt_id(prompt: str | list) -> str:
-    """The first 16 hex digits of the SHA-256 of a prompt (of its JSON where it is a list of messages).
-
-    >>> prompt_id("The film was")
-    'b7d31d6424fecb8f'
-    """
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def load(path: str | Path, *, on_error: str = "raise"):
-    """Read preference pairs from a JSONL file, line by line.
-
-    A UTF-8 byte order mark and CRLF line ends are tolerated. Only a line feed ends a line (U+2028 inside a text does
-    not). Lines of nothing but white space hold no row: they are skipped and counted neither as kept nor as rejected.
+    In JSON Lines a UTF-8 byte order mark and CRLF line ends are tolerated. Only a line feed ends a line (U+2028
+    inside a text does not). Lines of nothing but white space hold no row: they are skipped and counted neither as
+    kept nor as rejected. One file holds one format (``formats.FORMATS``), the most frequent of its first rows.
 
     Args:
-        path: the file.
-        on_error: ``"raise"`` stops at the first bad line, ``"reject"`` goes on.
+        path: a file (JSON Lines, a JSON array, Parquet) or a hub id ``owner/name``.
+        on_error: ``"raise"`` stops at the first bad row, ``"reject"`` goes on.
+        limit: read no more than so many rows.
+        hub: options of ``datasets.load_dataset`` for a hub id, for example ``split="test"``.
 
     Returns:
         A DataFrame with ``prompt_id, prompt, chosen, rejected, source`` and every further field of the file. A
         missing ``prompt_id`` becomes :func:`prompt_id`, a missing ``source`` the file's name; integers as
-        ``prompt_id`` become strings; null in a further field is a missing value. With ``"reject"`` two frames,
-        ``(kept, rejected)``, the second with ``line``, ``field``, ``reason`` and ``raw`` (bytes that are not UTF-8
-        appear as ``\\xNN``). Their lengths add up to the lines read. Near-identical texts, duplicates and leakage
-        are not looked for here.
+        ``prompt_id`` become strings; null in a further field is a missing value; ``.attrs["format"]`` is the format.
+        With ``"reject"`` two frames, ``(kept, rejected)``, the second with ``line``, ``field``, ``reason`` and
+        ``raw`` (bytes that are not UTF-8 appear as ``\\xNN``). Their lengths add up to the rows read.
+        Near-identical texts, duplicates and leakage are not looked for here.
 
     Raises:
-        PairsError: the first bad line, or a file without any row (``"raise"`` only).
+        PairsError: the first bad row, or a file without any row (``"raise"`` only); a file that cannot be read.
         ValueError: ``on_error`` is something else.
     """
     if on_error not in ("raise", "reject"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'reject'")
-    path, rows, rejected, shape = Path(path), [], [], None
-    for number, raw in _lines(path):
+    name = str(path) if readers.is_hub_id(path) else Path(path).name
+    rows, rejected, table = readers.read(path, limit=limit, **hub), [], _Table()
+    head = list(itertools.islice(rows, _HEAD))
+    form = formats.majority(row for _, _, row in head if isinstance(row, dict))
+    for number, raw, row in itertools.chain(head, rows):
         try:
-            row, shape = _read(raw, shape, path.name)
+            table.add(_finish(row, form, name))
         except PairsError as fault:
             if on_error == "raise":
                 raise fault.at(str(path), number) from None
             field = fault.field.encode("utf-8", "backslashreplace").decode()
-            rejected.append((number, field, fault.reason, raw.decode("utf-8", "backslashreplace")))
-        else:
-            rows.append(row)
-    if not rows and on_error == "raise":
-        raise PairsError("", "no row at all", _ONE_OBJECT, "see data/README.md for an example", path=str(path))
-    names = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
-    kept = pd.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
+            text = raw if isinstance(raw, str) else raw.decode("utf-8", "backslashreplace")
+            text = text.encode("utf-8", "backslashreplace").decode()
+            rejected.append((number, field, fault.reason, text))
+    if not table.rows and on_error == "raise":
+        raise PairsError("", "no row at all", ONE_OBJECT, "see data/README.md for an example", path=str(path))
+    kept = table.frame()
+    kept.attrs["format"] = form
     if on_error == "raise":
         return kept
     return kept, pd.DataFrame(rejected, columns=["line", "field", "reason", "raw"])
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers and bytes of the lines that are not blank, without line end and byte order mark."""
-    with open(path, "rb") as file:  # binary: text mode would also split at a lone carriage return
-        for number, raw in enumerate(file, start=1):
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r").removeprefix(_BOM)
-            if raw.strip():
-                yield number, raw
-
-
-def _read(raw: bytes, shape: type | None, file_name: str) -> tuple[dict, type]:
-    """One line as a checked and completed row, with the shape of its texts."""
+def _finish(row: dict | PairsError, form: str | None, name: str) -> dict:
+    """One row as a checked and completed pair; raises the fault that it has."""
+    if isinstance(row, PairsError):
+        raise row
     try:
-        row = _parse(raw)
-        shape = check_row(row, shape)
+        row = formats.to_pair(row, form)
+        check_row(row, formats.FORMATS.get(form))
         given = row.get("prompt_id")
         row["prompt_id"] = prompt_id(row["prompt"]) if given is None else str(given)
-        row["source"] = file_name if row.get("source") is None else row["source"]
+        row["source"] = name if row.get("source") is None else row["source"]
     except RecursionError:
-        raise PairsError("", "hundreds of nested brackets", _ONE_OBJECT, "drop the line") from None
-    return row, shape
-
-
-def _parse(raw: bytes) -> dict:
-    """One line as a dict; refuses what is not one strict JSON object in UTF-8."""
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at position {error.start} is not UTF-8"
-        raise PairsError("", found, "UTF-8", "save the file as UTF-8") from None
-    try:
-        row = json.loads(text, object_pairs_hook=_unique)
-    except PairsError:
-        raise
-    except json.JSONDecodeError as error:
-        found = f"not JSON ({error.msg}, column {error.colno}): {_show(text)}"
-        raise PairsError("", found, _ONE_OBJECT, "write it with json.dumps, without line breaks") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise PairsError("", str(error), _ONE_OBJECT, "drop the line") from None
-    if not isinstance(row, dict):
-        remedy = "write the rows of a list each on its own line"
-        raise PairsError("", f"{_show(row)} is not an object", _ONE_OBJECT, remedy)
-    escaped = b"\\u" in raw  # the only way for half a surrogate pair to get through UTF-8
-    for name, value in row.items():
-        if escaped or not isinstance(value, str):
-            _check_json(name, value)
+        raise PairsError("", "hundreds of nested brackets", ONE_OBJECT, "drop the line") from None
     return row
 
 
-def _unique(pairs: list[tuple]) -> dict:
-    row = {}
-    for name, value in pairs:
-        if name in row:
-            found = f"the field stands twice, as {_show(row[name])} and as {_show(value)}"
-            raise PairsError(name, found, "each field once", "keep one of the two")
-        row[sys.intern(name)] = value
-    return row
+class _Table:
+    """Rows collected column by column, which takes a third of the memory of a list of dicts."""
 
+    def __init__(self):
+        self.rows, self.columns = 0, {name: [] for name in COLUMNS}
 
-def _check_json(name: str, value) -> None:
-    """Refuse what Python's json module reads and writes although JSON and UTF-8 have no place for it."""
-    try:
-        json.dumps([name, value], ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        found = f"half of a surrogate pair, a character cut in two: {_show(value)}"
-        raise PairsError(name, found, "whole characters", "cut texts between characters, or drop the row") from None
-    except ValueError:
-        raise PairsError(name, _show(value), "finite numbers", "write null or leave the field out") from None
-    except TypeError as error:
-        raise PairsError(name, str(error), "what JSON can hold", "convert or drop the value") from None
+    def add(self, row: dict) -> None:
+        for name, value in row.items():
+            column = self.columns.setdefault(name, [])
+            column.extend([None] * (self.rows - len(column)))
+            column.append(value)
+        self.rows += 1
 
-
-def _show(value) -> str:
-    """A value as it looks in the file, in ASCII and at most 80 characters long."""
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _blank(text: str) -> bool:
-    """Whether nothing in ``text`` can be seen (a zero-width space cannot either)."""
-    return all(unicodedata.category(character) in _INVISIBLE for character in text)
-
-
-def check_row(row: dict, shape: type | None = None) -> type:
-    """Check one row against the two accepted shapes.
-
-    Args:
-        row: field names and values as JSON gives them.
-        shape: ``str`` or ``list`` if the file's earlier rows have that shape, None for the first row.
-
-    Returns:
-        ``str`` for texts, ``list`` for lists of messages.
-
-    Raises:
-        PairsError: naming the field, the value, what is accepted and the remedy.
-    """
-    for name in TEXTS:
-        if name not in row:
-            has = ", ".join(_show(key) for key in list(row)[:8]) or "no field"
-            remedy = "rename the field that holds it"
-            if name == "prompt" and isinstance(row.get("chosen"), list):
-                remedy = "split the prompt off with trl.data_utils.extract_prompt"
-            raise PairsError(name, f"missing (the line has {has})", f"the fields {', '.join(TEXTS)}", remedy)
-    shape = shape or (list if isinstance(row["prompt"], list) else str)
-    for name in TEXTS:
-        _check_messages(name, row[name]) if shape is list else _check_text(name, row[name])
-    if row["chosen"] == row["rejected"]:
-        found = f"the same as chosen: {_show(row['rejected'])}"
-        raise PairsError("rejected", found, "two different responses", "drop the row: it prefers nothing")
-    for name in row.keys() & {"prompt_id", "source", *SCORES, *VOTES}:
-        _check_optional(name, row[name])
-    return shape
-
-
-def _check_text(name: str, value) -> None:
-    accepted = "a string with something to be seen in it"
-    if isinstance(value, list):
-        remedy = "one file holds texts only or messages only: convert the row, or move it to another file"
-        raise PairsError(name, f"a list, {_show(value)}", accepted, remedy)
-    if not isinstance(value, str):
-        raise PairsError(name, f"{_show(value)} is not text", accepted, "drop the row or write the text")
-    if _blank(value):
-        raise PairsError(name, f"{_show(value)} is empty", accepted, "drop the row or write the text")
-
-
-def _check_messages(name: str, value) -> None:
-    accepted = 'a list of messages {"role": ..., "content": ...} whose texts are not empty'
-    if not isinstance(value, list) or not value:
-        remedy = "where one of prompt, chosen, rejected is a list of messages, all are, in the whole file"
-        raise PairsError(name, _show(value), accepted, remedy)
-    for message in value:
-        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
-        if any(not isinstance(text, str) or _blank(text) for text in texts):
-            raise PairsError(name, _show(message), accepted, "drop the row or write the message")
-
-
-def _check_optional(name: str, value) -> None:
-    """``prompt_id`` and ``source``: text or null (an id may be an integer); scores: finite; votes: counts."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    whole = number and isinstance(value, int)
-    if name in SCORES:
-        good, accepted = number and abs(value) <= sys.float_info.max, "a finite number or null"
-    elif name in VOTES:
-        good, accepted = whole and 0 <= value < 2**63, "a count (0, 1, 2, ...) or null"
-    else:
-        text = isinstance(value, str) and not _blank(value)
-        good, accepted = text or (whole and name == "prompt_id"), "a string that is not empty, or null"
-    if value is not None and not good:
-        raise PairsError(name, _show(value), accepted, "correct the value or leave the field out")
+    def frame(self) -> pd.DataFrame:
+        for column in self.columns.values():
+            column.extend([None] * (self.rows - len(column)))
+        return pd.DataFrame({name: _column(name, values) for name, values in self.columns.items()})
 
 
 def _column(name: str, values: list) -> pd.Series:
@@ -291,7 +168,7 @@ def _json_lines(frame: pd.DataFrame, path: str) -> Iterator[str]:
         try:
             shape = check_row(row, shape)
             for name in ("prompt_id", "source"):
-                _check_text(name, row[name])
+                check_text(name, row[name])
             for name in SCORES:
                 if row.get(name) is not None:
                     row[name] = float(row[name])
@@ -306,7 +183,7 @@ def _json_line(row: dict) -> str:
         line.encode()
     except (TypeError, ValueError) as error:
         for name, value in row.items():
-            _check_json(name, value)
+            check_json(name, value)
         raise PairsError("", str(error), "what JSON can hold", "drop the row") from error
     return line
 
