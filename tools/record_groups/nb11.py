@@ -12,7 +12,8 @@ SEEDS = (0, 1, 2)
 BETAS = (0.05, 0.1, 0.2, 0.5, 1, 5)
 FLOOR_BETAS = (0.1,)
 ALPHA = 0.1
-LONG = {"epochs": 4, "measure_at": [60, 120, 180]}
+LONG = {"epochs": 3, "measure_at": [60, 120]}
+LONG_BETAS = (0.1, 1)
 
 
 def runs() -> list[dict]:
@@ -22,7 +23,7 @@ def runs() -> list[dict]:
         found += [base | {"beta": beta} for beta in BETAS]
         found += [base | {"loss": "sft"}, base | {"loss": "unlikelihood", "alpha": ALPHA}]
         found += [base | {"labels": "shuffled", "beta": beta} for beta in FLOOR_BETAS]
-    return found + [FRONTIER_RUN | LONG | {"seed": seed} for seed in SEEDS]
+    return found + [FRONTIER_RUN | LONG | {"seed": seed, "beta": beta} for seed in SEEDS for beta in LONG_BETAS]
 
 
 def policy_file(config: dict) -> Path:
