@@ -3,8 +3,8 @@
 PPO is Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), its advantages Schulman et al. 2016
 (https://arxiv.org/abs/1506.02438), the penalised reward of language models Ziegler et al. 2019
 (https://arxiv.org/abs/1909.08593). Tensors are (B, T): B samples, T positions, with a mask over the positions at
-which the policy chose a token. Nothing here knows what the policy is: ``forward(rows)`` gives log-probabilities and values,
-so that the same code is tested on a bandit whose optimum is known.
+which the policy chose a token. Nothing here knows what the policy is: ``forward(rows)`` gives log-probabilities and
+values, so that the same code is tested on a bandit whose optimum is known.
 """
 
 from collections.abc import Callable
