@@ -1,6 +1,7 @@
-"""The commands: ``python -m dpo_tutorial lab``, ``doctor``, ``fetch``. Heavy imports wait for their command."""
+"""The commands: ``python -m dpo_tutorial lab``, ``doctor``, ``fetch``, ``audit``. Heavy imports wait."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,78 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help=doctor_help, description=doctor_help).set_defaults(run=doctor)
     fetch_help = "fetch the model (93 MB, once); after that nothing needs the network"
     commands.add_parser("fetch", help=fetch_help, description=fetch_help).set_defaults(run=fetch)
+    _audit_parser(commands)
     return top
+
+
+def _audit_parser(commands) -> None:
+    help = "say what a file of preference pairs holds, what is wrong with it, and what to mend first"
+    parser = commands.add_parser("audit", help=help, description=f"{help}. Exit status 2: the file cannot be read.")
+    parser.add_argument("file", help="JSON Lines, a JSON array, Parquet, or a Hugging Face id owner/name")
+    parser.add_argument("--test", metavar="FILE", help="pairs that must stay unseen: report what leaks into them")
+    parser.add_argument("--html", metavar="OUT", help="write a page with plots, complete in itself")
+    parser.add_argument("--json", metavar="OUT", help="write the figures for machines")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="folder or Hugging Face id; default: SmolLM2's if fetched"
+    )
+    parser.add_argument("--max-length", type=int, default=1024, metavar="N", help="tokens that training keeps (1024)")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only the first N rows")
+    parser.add_argument("--split", metavar="NAME", help="of a Hugging Face dataset (train)")
+    parser.set_defaults(run=audit)
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Print the audit of a file and write what was asked for; 2 when the file (or the output) is no use."""
+    from dpo_tutorial.data import audit as auditing
+    from dpo_tutorial.data import pairs
+
+    hub = {"split": options.split} if options.split else {}
+    try:
+        for out in filter(None, [options.html, options.json]):
+            if not Path(out).absolute().parent.is_dir():
+                raise ValueError(f"{out} cannot be written: its folder does not exist; make it, or name another")
+        name, encode = _tokenizer(options.tokenizer)
+        print(f"Reading {options.file}; tokens are counted with {name} ...", file=sys.stderr, flush=True)
+        report = auditing.audit(
+            options.file, test=options.test, encode=encode, max_length=options.max_length, limit=options.limit, **hub
+        )
+        print(auditing.text(report))
+        if options.json:
+            text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"
+            pairs.write_atomically(options.json, [text.encode("utf-8", "backslashreplace")])
+        if options.html:
+            from dpo_tutorial.display import audit_page
+
+            pairs.write_atomically(options.html, [audit_page.page(report).encode("utf-8", "backslashreplace")])
+    except (OSError, ValueError) as error:
+        print(f"audit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tokenizer(name: str | None):
+    """The tokenizer's name and a function from texts to lists of token ids; no model is loaded."""
+    from tokenizers import Tokenizer
+
+    from dpo_tutorial.data import external, scoring
+
+    cached = sorted(external.cache_dir().parent.glob("smollm2-*/tokenizer.json"))
+    own = (
+        Path(name) / "tokenizer.json"
+        if name
+        else cached[-1]
+        if cached
+        else scoring.DATA_DIR / "lab_lm/tokenizer.json"
+    )
+    try:
+        tokenizer = Tokenizer.from_file(str(own)) if own.exists() else Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises bare Exceptions
+        remedy = "give a folder with tokenizer.json, or a Hugging Face id (needs the network)"
+        raise ValueError(f"tokenizer {name!r} could not be loaded: {error}; remedy: {remedy}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    shown = name or ("SmolLM2's tokenizer" if cached else "the lab LM's tokenizer (SmolLM2 is not fetched)")
+    return shown, lambda texts: [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def fetch(options: list[str] | None = None) -> int:
@@ -106,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     known, rest = top.parse_known_args(arguments)
     if rest and known.command != "lab":
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    return known.run(rest)
+    return known.run(known if known.command == "audit" else rest)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpo_tutorial.data.pairs import prompt_id
+from dpo_tutorial.data import pairs
+from dpo_tutorial.data.pairs import prompt_id, write_atomically
 
 _PANDALM = "https://raw.githubusercontent.com/WeOpenML/PandaLM/3871806e/data/"
 _ALPACA = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/cd543a14/"
@@ -150,8 +150,6 @@ def load(name: str, *, network: bool = True, say: Callable = print, limit: int |
     """
     source = _source(name)
     if source.hub:
-        from dpo_tutorial.data import pairs
-
         kept, _ = pairs.load(source.hub, on_error="reject", limit=limit, **source.options)
         return kept
     table = _LOADERS[name](functools.partial(_get, network=network, say=say))
@@ -233,14 +231,8 @@ def _download(file: File, say: Callable) -> Path:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Write beside the target and rename: a file is there whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(target, [content])
 
 
 def _sha256(path: Path) -> str:

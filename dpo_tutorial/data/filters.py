@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 Filtered = tuple[pd.DataFrame, Counter]
+# Bands and rows of the MinHash index: texts that overlap by .8 meet in a band with 99 %, by .5 with 32 %.
+_BANDS, _ROWS = 12, 5
 
 
 def min_agreement(frame: pd.DataFrame, *, threshold: float) -> Filtered:
@@ -59,13 +61,13 @@ def min_ratio(frame: pd.DataFrame, *, ratio: float) -> Filtered:
 def drop_empty(frame: pd.DataFrame) -> Filtered:
     """Drop pairs with a text in which nothing is to be seen."""
     texts = _texts(frame)
-    return _drop(frame, {f"{name} is empty": [not _normal(t) for t in texts[name]] for name in texts})
+    return _drop(frame, {f"{name} is empty": [not normal(t) for t in texts[name]] for name in texts})
 
 
 def drop_identical(frame: pd.DataFrame) -> Filtered:
     """Drop pairs whose responses are equal but for case, spaces and Unicode form."""
     texts = _texts(frame, "chosen", "rejected")
-    same = [_normal(a) == _normal(b) for a, b in zip(texts["chosen"], texts["rejected"], strict=True)]
+    same = [normal(a) == normal(b) for a, b in zip(texts["chosen"], texts["rejected"], strict=True)]
     return _drop(frame, {"identical responses": same})
 
 
@@ -90,13 +92,13 @@ def similarities(frame: pd.DataFrame) -> np.ndarray:
 
 def drop_duplicates(frame: pd.DataFrame) -> Filtered:
     """Keep the first of pairs with the same prompt, chosen and rejected (but for case, spaces, Unicode form)."""
-    keys = pd.DataFrame({name: [_normal(t) for t in values] for name, values in _texts(frame).items()})
+    keys = pd.DataFrame({name: [normal(t) for t in values] for name, values in _texts(frame).items()})
     return _drop(frame, {"duplicate": keys.duplicated().to_numpy()})
 
 
 def drop_contradictions(frame: pd.DataFrame) -> Filtered:
     """Drop pairs whose prompt and responses occur with the opposite label too: all of them, on both sides."""
-    texts = {name: [_normal(t) for t in values] for name, values in _texts(frame).items()}
+    texts = {name: [normal(t) for t in values] for name, values in _texts(frame).items()}
     keys = list(zip(*texts.values(), strict=True))
     seen = set(keys)
     return _drop(frame, {"contradiction": [a != b and (p, b, a) in seen for p, a, b in keys]})
@@ -105,8 +107,8 @@ def drop_contradictions(frame: pd.DataFrame) -> Filtered:
 def drop_near_duplicates(frame: pd.DataFrame, *, similarity: float = 0.8) -> Filtered:
     """Keep the first of pairs whose runs of three words overlap by at least ``similarity`` (Jaccard).
 
-    Compared is prompt, chosen and rejected as one text. Candidates come from datasketch's MinHash LSH (128
-    permutations; a pair just above the threshold is missed now and then) and are then compared exactly.
+    Compared is prompt, chosen and rejected as one text. Candidates come from datasketch's MinHash LSH (at
+    .8 it misses one in a hundred, below .5 it is of no use) and are then compared exactly.
     """
     _share("similarity", similarity)
     texts = [" ".join(parts) for parts in zip(*_texts(frame).values(), strict=True)]
@@ -118,8 +120,8 @@ def near_matches(texts: list[str], references: list[str] | None = None, *, simil
     from datasketch import MinHash, MinHashLSH
 
     _share("similarity", similarity)
-    index, kept, found = MinHashLSH(threshold=similarity, num_perm=128), {}, []
-    options = {"num_perm": 128, "hashfunc": zlib.crc32}
+    index, kept, found = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS)), {}, []
+    options = {"num_perm": _BANDS * _ROWS, "hashfunc": zlib.crc32}
     for key, sketch in enumerate(MinHash.generator(map(_shingles, references or []), **options)):
         index.insert(key, sketch)
         kept[key] = references[key]
@@ -143,14 +145,14 @@ def drop_leaks(frame: pd.DataFrame, test: pd.DataFrame, *, similarity: float | N
 
     Responses of fewer than eight words are not compared: they are shared by accident.
     """
-    unseen = {_normal(t) for t in _texts(test, "prompt")["prompt"]}
-    prompts = [_normal(t) for t in _texts(frame, "prompt")["prompt"]]
+    unseen = {normal(t) for t in _texts(test, "prompt")["prompt"]}
+    prompts = [normal(t) for t in _texts(frame, "prompt")["prompt"]]
     reasons = {"prompt is in the test set": [p in unseen for p in prompts]}
-    answers = {_normal(t) for values in _texts(test, "chosen", "rejected").values() for t in values}
+    answers = {normal(t) for values in _texts(test, "chosen", "rejected").values() for t in values}
     answers = {text for text in answers if len(text.split()) >= 8}
     own = _texts(frame, "chosen", "rejected")
     reasons["response is in the test set"] = [
-        _normal(a) in answers or _normal(b) in answers for a, b in zip(own["chosen"], own["rejected"], strict=True)
+        normal(a) in answers or normal(b) in answers for a, b in zip(own["chosen"], own["rejected"], strict=True)
     ]
     if similarity is not None:
         _share("similarity", similarity)
@@ -293,7 +295,7 @@ def _texts(frame: pd.DataFrame, *names: str) -> dict[str, list[str]]:
     return {name: [as_text(value) for value in frame[name]] for name in names}
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """A text without its case, its runs of white space, its invisible characters and its Unicode form."""
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -39,13 +39,14 @@ __all__ = [
     "prompt_id",
     "save",
     "save_rejected",
+    "write_atomically",
 ]
 # Legal inside JSON strings, but many readers take them for line ends: written as escapes.
 _LINE_ENDS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
 _HEAD = 100  # rows that are looked at to learn a file's format
 
 
-def load(path: str | Path, *, on_error: str = "raise", limit: int | None = None, **hub):
+def load(path: str | Path, *, on_error: str = "raise", limit: int | None = None, line_field: str = "", **hub):
     """Read preference pairs, row by row, from a file or from the Hugging Face hub.
 
     In JSON Lines a UTF-8 byte order mark and CRLF line ends are tolerated. Only a line feed ends a line (U+2028
@@ -56,6 +57,7 @@ def load(path: str | Path, *, on_error: str = "raise", limit: int | None = None,
         path: a file (JSON Lines, a JSON array, Parquet) or a hub id ``owner/name``.
         on_error: ``"raise"`` stops at the first bad row, ``"reject"`` goes on.
         limit: read no more than so many rows.
+        line_field: the name of a field to add, in which each row's line number goes.
         hub: options of ``datasets.load_dataset`` for a hub id, for example ``split="test"``.
 
     Returns:
@@ -78,7 +80,7 @@ def load(path: str | Path, *, on_error: str = "raise", limit: int | None = None,
     form = formats.majority(row for _, _, row in head if isinstance(row, dict))
     for number, raw, row in itertools.chain(head, rows):
         try:
-            table.add(_finish(row, form, name))
+            table.add(_finish(row, form, name) | ({line_field: number} if line_field else {}))
         except PairsError as fault:
             if on_error == "raise":
                 raise fault.at(str(path), number) from None
@@ -203,13 +205,17 @@ def save_rejected(rejected: pd.DataFrame, path: str | Path) -> None:
 
 
 def _write(path: str | Path, lines: Iterable[str]) -> None:
-    """Write lines to a new file beside ``path``, flush it to disk, and rename it."""
+    write_atomically(path, (line.translate(_LINE_ENDS).encode() + b"\n" for line in lines))
+
+
+def write_atomically(path: str | Path, chunks: Iterable[bytes]) -> None:
+    """Write chunks to a new file beside ``path``, flush it to disk, and rename it: whole or not at all."""
     path = Path(os.path.realpath(path))
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(scratch, "xb") as file:
-            for line in lines:
-                file.write(line.translate(_LINE_ENDS).encode() + b"\n")
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
