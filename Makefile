@@ -65,7 +65,7 @@ bench: $(STAMP) model
 	$(call built,benchmarks/speed.py,$(RUN) benchmarks/speed.py)
 
 site: $(STAMP)
-	$(call built,docs/conf.py,$(INSTALL) -q -e '.[docs]' && $(RUN) -m sphinx -b html docs docs/_build/html)
+	$(call built,docs/conf.py,$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html && echo "Open docs/_build/html/index.html")
 
 # The installation. The stamp is written last, so that an interrupted one is taken up again by the next command;
 # pip keeps what it has downloaded.

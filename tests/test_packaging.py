@@ -23,8 +23,11 @@ PINS = {canonicalize_name(name): version for name, version in (line.split("==") 
 
 
 def requirements():
-    extras = PROJECT["optional-dependencies"]
-    return [Requirement(line) for line in [*PROJECT["dependencies"], *extras["test"], *extras["docs"]]]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+    ]
+    return [Requirement(line) for line in lines if not line.startswith(PROJECT["name"])]  # "test" takes the others in
 
 
 def test_constraints_are_exact_sorted_and_hold_no_address():
