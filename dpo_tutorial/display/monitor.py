@@ -7,10 +7,11 @@ both modes the text beside the picture never changes, since it is compared when 
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 
-from dpo_tutorial.display import plots
+from dpo_tutorial.display import plots, symptoms
 
 PANELS = (
     ("loss", (("loss", "policy", "train"), ("eval_loss", "optimum", "held out"))),
@@ -33,6 +34,9 @@ def in_notebook() -> bool:
 
 class Monitor:
     """Collects metrics by step and shows them as five curves: loss, margin, accuracy, log-ratios, KL.
+
+    Below the curves stand the warnings of ``display.symptoms`` that the history so far calls for: a name, the likely
+    cause and the check. They are part of the picture; the text beside it never changes.
 
     >>> monitor = Monitor("a run", show=False)
     >>> monitor.update(1, {"loss": 0.69, "margins": 0.0})
@@ -65,9 +69,19 @@ class Monitor:
         if self._handle:
             self._handle.update(self._bundle(), raw=True)
 
+    def warnings(self) -> list[symptoms.Symptom]:
+        """The symptoms that the history shows so far."""
+        return symptoms.warnings(self.history)
+
     def figure(self):
-        """The figure as it stands now."""
-        fig, axes = plots.figure(1, len(PANELS), width=12.5, height=2.5)
+        """The figure as it stands now, with its warnings below."""
+        lines = [
+            f"{row.name.upper()}: {row.metric}. Likely {row.cause}. Check: {row.check}." for row in self.warnings()
+        ]
+        text = "\n".join(textwrap.fill(line, 150) for line in lines)
+        fig, axes = plots.figure(1, len(PANELS), width=12.5, height=2.5 + 0.2 * len(text.splitlines()))
+        if text:
+            fig.supxlabel(text, x=0.01, ha="left", fontsize=9, color=plots.COLOURS["rejected"])
         for ax, (ylabel, series) in zip(axes, PANELS, strict=True):
             for name, role, label in series:
                 points = [(s, v) for s, v in self.history.get(name, []) if math.isfinite(v)]

@@ -1,0 +1,266 @@
+"""Faults on purpose: short DPO runs on the lab LM, each fault switched on by one argument (notebook 10)."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+
+from dpo_tutorial.display.monitor import Monitor
+from dpo_tutorial.theory import losses
+from dpo_tutorial.training import encode, lab, logps, loop, models
+
+HEALTHY = {
+    "pairs": "as shipped",
+    "count": 160,
+    "heldout_count": 64,
+    "beta": 0.1,
+    "learning_rate": 3e-4,
+    "epochs": 1,
+    "batch_size": 8,
+    "warmup_steps": 3,
+    "max_grad_norm": 1.0,
+    "dtype": "float32",
+    "rank": 0,
+    "eos": 1,
+    "scored": "completion",
+    "reference": "start",
+    "objective": "dpo",
+    "evaluate_every": 10,
+}
+GALLERY = {
+    "rate too low": {"learning_rate": 1e-6},
+    "beta too small": {"beta": 1e-3},
+    "identical pairs": {"pairs": "cut"},
+    "tied reference": {"reference": "policy"},
+    "nothing scored": {"scored": "nothing"},
+    "rate too high": {"learning_rate": 1e-2},
+    "beta too high": {"beta": 5.0},
+    "not finite": {"dtype": "float16"},
+    "updates lost": {"dtype": "bfloat16"},
+    "wrong reference": {"reference": "before SFT"},
+    "cache in another order": {"reference": "misaligned"},
+    "too easy": {"pairs": "easy"},
+    "shortcut": {"pairs": "longer loses"},
+    "labels swapped": {"pairs": "swapped"},
+    "displacement": {"pairs": "similar"},
+}
+OPENING = " I will tell you what I think of it, so here is my honest view of this film, in a few words."
+CUT = 24  # tokens: the opening alone is longer
+
+
+def _swap(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.rename(columns={"chosen": "rejected", "rejected": "chosen"})
+
+
+def _similar(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rejected response is the chosen one with its middle word taken from the rejected one."""
+    rejected = []
+    for chosen, other in zip(frame["chosen"].str.split(" "), frame["rejected"].str.split(), strict=True):
+        place = len(chosen) // 2
+        rejected.append(" ".join([*chosen[:place], other[min(place, len(other) - 1)], *chosen[place + 1 :]]))
+    return frame.assign(rejected=rejected)
+
+
+PAIRS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "as shipped": lambda frame: frame,
+    "cut": lambda frame: frame.assign(chosen=OPENING + frame["chosen"], rejected=OPENING + frame["rejected"]),
+    "easy": lambda frame: frame.assign(rejected=" word" * 10),
+    "longer loses": lambda frame: frame.assign(rejected=frame["chosen"] + frame["rejected"]),
+    "swapped": _swap,
+    "similar": _similar,
+    "long": lambda frame: frame.assign(**{k: frame[k] * 3 for k in ("chosen", "rejected")}),
+}
+
+
+@dataclass
+class Trained:
+    """A run: its settings, the policy and the reference after it, and the monitor that watched it."""
+
+    settings: dict
+    policy: object
+    reference: object
+    tokenizer: object
+    monitor: Monitor
+
+    @property
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        return self.monitor.history
+
+    @property
+    def warnings(self) -> list[str]:
+        """Names of the symptoms that the monitor saw."""
+        return [symptom.name for symptom in self.monitor.warnings()]
+
+
+def pairs_of(kind: str, part: str, count: int) -> pd.DataFrame:
+    """Lab pairs of ``part`` ("train", "heldout") with the fault ``kind`` of ``PAIRS``."""
+    if kind not in PAIRS:
+        raise ValueError(f"pairs is {kind!r}; accepted are {', '.join(PAIRS)}")
+    return PAIRS[kind](lab.load_pairs(part, count))
+
+
+def encode_rows(tokenizer, frame, *, eos: int = 1, max_length: int | None = None) -> list[dict[str, list[int]]]:
+    """Encoded pairs with ``eos`` EOS tokens per response, cut to ``max_length`` tokens (prompt included)."""
+    rows = encode.encode_pairs(tokenizer, frame, append_eos=eos > 0)
+    for row in rows:
+        room = None if max_length is None else max_length - len(row["prompt_ids"])
+        for key in ("chosen_ids", "rejected_ids"):
+            row[key] = (row[key] + [tokenizer.eos_token_id] * (eos - 1))[:room]
+    return rows
+
+
+def look(rows: list[dict[str, list[int]]], tokenizer) -> dict[str, float]:
+    """What can be known before the first step: EOS tokens and tokens per response, share of equal pairs."""
+    responses = [row[key] for row in rows for key in ("chosen_ids", "rejected_ids")]
+    return {
+        "eos_per_response": sum(ids.count(tokenizer.eos_token_id) for ids in responses) / len(responses),
+        "tokens_per_response": sum(map(len, responses)) / len(responses),
+        "equal_pairs": sum(row["chosen_ids"] == row["rejected_ids"] for row in rows) / len(rows),
+    }
+
+
+def score_all(model, batch) -> torch.Tensor:
+    """The sum over every real token, the prompt's included: (rows,)."""
+    return logps.completion_logps(model, batch | {"completion_mask": batch["attention_mask"]})
+
+
+def score_nothing(model, batch) -> torch.Tensor:
+    """The sum over an empty mask: 0 for every row, which ``logps.completion_logps`` refuses to return."""
+    return logps.completion_logps(model, batch) * 0.0
+
+
+SCORED = {"completion": logps.completion_logps, "prompt too": score_all, "nothing": score_nothing}
+
+
+def sft_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected) -> torch.Tensor:
+    """Minus the log-probability of the chosen response, over 20 tokens: SFT as a loss of the same loop; (B,)."""
+    return -policy_chosen / 20
+
+
+def objective(name: str, beta: float) -> Callable:
+    """The loss called ``name``: "dpo", "sft", "dpo + sft" (SFT's loss added) or "dpo-positive".
+
+    DPO-positive (Smaug, arXiv 2402.13228, equation 3, its lambda 5) subtracts 5 max(0, log pi_ref - log pi) of the
+    chosen response inside the sigmoid.
+    """
+    dpo = partial(losses.dpo, beta=beta)
+
+    def positive(policy_chosen, policy_rejected, ref_chosen, ref_rejected):
+        lost = 5.0 * torch.relu(ref_chosen - policy_chosen)
+        return dpo(policy_chosen - lost, policy_rejected, ref_chosen, ref_rejected)
+
+    table = {
+        "dpo": dpo,
+        "sft": sft_loss,
+        "dpo + sft": lambda *logps_of_both: dpo(*logps_of_both) + sft_loss(*logps_of_both),
+        "dpo-positive": positive,
+    }
+    if name not in table:
+        raise ValueError(f"objective is {name!r}; accepted are {', '.join(table)}")
+    return table[name]
+
+
+def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:
+    """Train the lab LM on ``HEALTHY`` settings but for ``switches``, watched by a monitor.
+
+    Switches are the keys of ``HEALTHY``. ``dtype`` is that of the weights; ``rank`` > 0 trains LoRA; ``eos`` is
+    how many EOS tokens end a response; ``reference`` is "start" (right), "policy" (moves along), "before SFT"
+    (the policy has had an epoch of SFT, the reference has not) or "misaligned" (its cache is off by one row).
+
+    A loss that is not finite ends the run and stands as NaN in the history.
+    """
+    unknown = set(switches) - set(HEALTHY)
+    if unknown:
+        raise ValueError(f"no such switch: {', '.join(sorted(unknown))}; there are {', '.join(HEALTHY)}")
+    setting = HEALTHY | switches
+    monitor = monitor or Monitor(", ".join(f"{k} {v}" for k, v in switches.items()) or "healthy", show=False)
+    base, tokenizer = models.load("lab_lm", device="cpu", dtype=getattr(torch, setting["dtype"]))
+    cut = {"eos": setting["eos"], "max_length": CUT if setting["pairs"] == "cut" else None}
+    rows, heldout = (
+        encode_rows(tokenizer, pairs_of(setting["pairs"], part, setting[count]), **cut)
+        for part, count in (("train", "count"), ("heldout", "heldout_count"))
+    )
+    monitor.update(0, look(rows, tokenizer))
+    policy = loop.frozen_copy(base).requires_grad_(True)
+    if setting["reference"] == "before SFT":
+        _fit(policy, rows, tokenizer, HEALTHY | {"seed": seed}, torch.zeros(len(rows), 2), loss=sft_loss)
+    reference = base.requires_grad_(False) if setting["reference"] == "before SFT" else loop.frozen_copy(policy)
+    if setting["rank"]:
+        policy = models.add_lora(policy, rank=setting["rank"], seed=seed)
+    _train(policy, reference, tokenizer, rows, heldout, setting | {"seed": seed}, monitor)
+    return Trained(setting | {"seed": seed}, policy.eval(), reference, tokenizer, monitor)
+
+
+def _train(policy, reference, tokenizer, rows, heldout, setting, monitor) -> None:
+    """The run itself; the monitor keeps its numbers."""
+    logps_of = SCORED[setting["scored"]]
+    cache = partial(loop.reference_logps, pad_token_id=tokenizer.pad_token_id, logps_of=logps_of)
+    ref_logps = cache(reference, rows)
+    if setting["reference"] == "policy":
+
+        def ref_logps(numbers):
+            return cache(policy, [rows[i] for i in numbers])
+
+    elif setting["reference"] == "misaligned":
+        ref_logps = ref_logps.roll(1, 0)
+    try:
+        _fit(
+            policy, rows, tokenizer, setting, ref_logps,
+            loss=objective(setting["objective"], setting["beta"]), logps_of=logps_of,
+            heldout=(heldout, cache(reference, heldout)), evaluate_every=setting["evaluate_every"],
+            on_step=_watch(policy, monitor),
+        )  # fmt: skip
+    except FloatingPointError:
+        monitor.update(len(monitor.history.get("grad_norm", [])), {"loss": math.nan})
+    monitor.close()
+
+
+def _fit(policy, rows, tokenizer, setting, ref_logps, **options) -> None:
+    order = loop.batch_order(len(rows), **{key: setting[key] for key in ("batch_size", "epochs", "seed")})
+    keys = ("beta", "learning_rate", "warmup_steps", "max_grad_norm")
+    settings = {key: setting[key] for key in keys}
+    loop.train_dpo(policy, rows, ref_logps, order=order, pad_token_id=tokenizer.pad_token_id, **settings, **options)
+
+
+def _watch(policy, monitor: Monitor) -> Callable[[int, dict], None]:
+    """An ``on_step`` that adds ``updated``, the share of trained weights that the step changed."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    before = [p.detach().clone() for p in trained]
+
+    def on_step(step: int, row: dict) -> None:
+        changed = sum((p != old).sum().item() for p, old in zip(trained, before, strict=True))
+        for old, p in zip(before, trained, strict=True):
+            old.copy_(p.detach())
+        monitor.update(step, row | ({"updated": changed / count} if "loss" in row and step else {}))
+
+    return on_step
+
+
+@functools.lru_cache(maxsize=8)
+def lab_lm_writes(prompts: int, seed: int) -> dict[str, float]:
+    """What the lab LM itself writes, in the numbers of :func:`measure`."""
+    model, tokenizer = models.load("lab_lm", device="cpu")
+    return _written(lab.measure(model, model, tokenizer, prompts=prompts, seed=seed))
+
+
+def _written(drawn: lab.Measured) -> dict[str, float]:
+    words = drawn.samples["text"].str.split()
+    distinct = sum(len(set(row)) / max(len(row), 1) for row in words) / len(words)
+    return {name: getattr(drawn, name) for name in ("reward", "kl", "words", "ended")} | {"distinct": distinct}
+
+
+def measure(run: Trained, *, prompts: int, seed: int) -> list[str]:
+    """Add to the run's monitor what is written on held-out prompts: by the lab LM, then by the policy.
+
+    Metrics: ``reward, kl, words, ended`` as in ``lab.measure``, and ``distinct``, the share of different words in a
+    sample. Returns the policy's samples, prompts included.
+    """
+    drawn = lab.measure(run.policy, run.reference, run.tokenizer, prompts=prompts, seed=seed)
+    run.monitor.update(0, lab_lm_writes(prompts, seed))
+    run.monitor.update(len(run.history["loss"]), _written(drawn))
+    return list(drawn.samples["prompt"] + drawn.samples["text"])
