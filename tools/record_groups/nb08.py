@@ -1,6 +1,6 @@
 """Notebook 08's grids: what is scored, how long to train, where to start from, batch sizes; three seeds each.
 
-The lab LM's runs take some 15 seconds each (its long runs a minute), SmolLM2's 2 to 3 minutes.
+The lab LM's runs take some 10 seconds each (its long runs half a minute), SmolLM2's a minute or two.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from dpo_tutorial.theory import losses
 from dpo_tutorial.training import encode, lab, logps, loop, models, sampling
 
 SEEDS = (0, 1, 2)
-FAST = dict(lab.LAB_RUN, learning_rate=5e-4)
+FAST = dict(lab.LAB_RUN, pairs=320, heldout_pairs=96, learning_rate=5e-4)
 FORMAT = "Opening: {prompt} Review:"
 ARMS = {  # what is scored, and how beta is matched where the score is a mean (some 20 tokens per response)
     "right": {},
@@ -25,7 +25,7 @@ ARMS = {  # what is scored, and how beta is matched where the score is a mean (s
 STARTS = ("base", "sft", "sft, base as reference")
 SMOLLM2 = {
     "model": "smollm2",
-    "pairs": 96,
+    "pairs": 64,
     "heldout_pairs": 32,
     "beta": 0.1,
     "learning_rate": 1e-3,
@@ -33,20 +33,20 @@ SMOLLM2 = {
     "batch_size": 8,
     "warmup_steps": 2,
     "rank": 8,
-    "eval_prompts": 64,
+    "eval_prompts": 48,
     "max_new_tokens": 40,
 }
 
 
 def runs() -> list[dict]:
     scored = [FAST | {"scored": arm} | change for arm, change in ARMS.items()]
-    long = [dict(FAST, pairs=160, epochs=8, evaluate_every=10)]
-    starts = [dict(FAST, start=start, format=FORMAT) for start in STARTS]
+    long = [dict(FAST, pairs=160, epochs=5, evaluate_every=10, measure_every=20)]
+    starts = [dict(FAST, pairs=240, start=start, format=FORMAT) for start in STARTS]
     smollm2 = [dict(SMOLLM2, start=start) for start in STARTS]
     batches = [
-        dict(lab.LAB_RUN, learning_rate=rate, batch_size=size, warmup_steps=max(1, 48 // size))
-        for size in (4, 8, 32, 128)
-        for rate in (2e-4, 5e-4, 1e-3)
+        dict(FAST, learning_rate=rate, batch_size=size, warmup_steps=max(1, 48 // size))
+        for size in (8, 32, 160)
+        for rate in (5e-4, 1e-3)
     ]
     return [dict(config, seed=seed) for config in scored + long + starts + batches + smollm2 for seed in SEEDS]
 
@@ -111,7 +111,7 @@ def _scored(config: dict) -> dict:
         ref_logps[picked] = loop.reference_logps(reference, [examples[i] for i in picked], logps_of=logps_of, **pad)
     settings = {key: config[key] for key in ("beta", "learning_rate", "warmup_steps")}
     result = loop.train_dpo(
-        policy, examples, ref_logps, order=order, logps_of=logps_of, evaluate_every=10,
+        policy, examples, ref_logps, order=order, logps_of=logps_of, evaluate_every=20,
         heldout=(heldout, loop.reference_logps(reference, heldout, logps_of=logps_of, **pad)), **settings, **pad,
     )  # fmt: skip
     right = encode.encode_pairs(tokenizer, _frames(config)[1])
@@ -142,13 +142,13 @@ def first_token_kl(policy, reference, examples, *, pad_token_id: int) -> float:
 
 
 def _long(config: dict) -> dict:
-    """Eight epochs on few pairs; at every evaluation the policy is also measured on fresh samples."""
+    """Five epochs on few pairs; every ``measure_every`` steps the policy is also measured on fresh samples."""
     policy, tokenizer = models.load("lab_lm", device="cpu")
     reference = loop.frozen_copy(policy)
     pad = {"pad_token_id": tokenizer.pad_token_id}
     examples, heldout = (encode.encode_pairs(tokenizer, frame) for frame in _frames(config))
     ref_logps, ref_heldout = (loop.reference_logps(reference, rows, **pad) for rows in (examples, heldout))
-    every, measured = config["evaluate_every"], [[0, _measured(reference, reference, tokenizer, config)]]
+    every, measured = config["measure_every"], [[0, _measured(reference, reference, tokenizer, config)]]
 
     def measure(step, metrics):
         if "loss" in metrics and (step + 1) % every == 0:  # the weights that the next evaluation sees
@@ -157,8 +157,8 @@ def _long(config: dict) -> dict:
     settings = {key: config[key] for key in ("beta", "learning_rate", "warmup_steps")}
     order = loop.batch_order(len(examples), **{key: config[key] for key in ("batch_size", "epochs", "seed")})
     result = loop.train_dpo(
-        policy, examples, ref_logps, order=order, heldout=(heldout, ref_heldout), evaluate_every=every,
-        on_step=measure, **settings, **pad,
+        policy, examples, ref_logps, order=order, on_step=measure,
+        heldout=(heldout, ref_heldout), evaluate_every=config["evaluate_every"], **settings, **pad,
     )  # fmt: skip
     return {
         "best_step": result.best_step,
@@ -237,7 +237,7 @@ def _smollm2(config: dict) -> dict:
     before = measured(model, base)
     policy = models.add_lora(model, rank=config["rank"], seed=config["seed"])
     result = loop.train_dpo(
-        policy, examples, refs[0], heldout=(held, refs[1]), evaluate_every=6,
+        policy, examples, refs[0], heldout=(held, refs[1]), evaluate_every=4,
         order=loop.batch_order(len(examples), **{key: config[key] for key in ("batch_size", "epochs", "seed")}),
         **{key: config[key] for key in ("beta", "learning_rate", "warmup_steps")}, **pad,
     )  # fmt: skip
