@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from dpo_tutorial.data import construct, external, scoring
+from dpo_tutorial.data import audit, construct, external, scoring
 from dpo_tutorial.theory import losses
 from dpo_tutorial.training import encode, lab, loop, models, records, sampling
 
@@ -61,6 +61,9 @@ GRID = {
 
 
 HUMAN = {"question": "human votes", "source": "pandalm", "length": "characters"}
+TEST_SET = "pandalm/testset-v1.json"
+AUDITED = [("rejected", "kept"), ("duplicates", "pairs"), ("near_duplicates", "pairs"), ("alike", "pairs")]
+AUDITED += [("length", f"longer_is_chosen{end}") for end in ("", "_low", "_high")]
 
 
 def runs() -> list[dict]:
@@ -212,13 +215,16 @@ def build(config: dict) -> pd.DataFrame:
 
 
 def count_votes() -> dict:
-    """How often each pattern of three votes (1, 2, 0 = tie) came with which longer response: counts, no texts."""
+    """How often each pattern of three votes (1, 2, 0 = tie) came with which longer response; the audit's figures."""
     frame = external.load("pandalm", network=False)
     first, second = (frame[name].map(lambda text: len(str(text))) for name in ("response1", "response2"))
     frame["longer"] = np.select([first > second, second > first], [1, 2], 0)
     names = ["annotator1", "annotator2", "annotator3", "longer"]
     counts = frame.groupby(names).size().reset_index()
-    return {"columns": [*names, "rows"], "table": counts.to_numpy().tolist(), "prompts": frame["prompt_id"].nunique()}
+    folder = next(f for f in (external.data_dir(), external.cache_dir()) if f and (f / TEST_SET).exists())
+    audited = audit.audit(folder / TEST_SET).as_dict()["checks"]
+    figures = {f"{key} {name}": round(audited[key][name], 3) for key, name in AUDITED}
+    return {"columns": [*names, "rows"], "table": counts.to_numpy().tolist(), "audit": figures}
 
 
 def run(config: dict) -> dict:
