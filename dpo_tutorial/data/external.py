@@ -23,8 +23,7 @@ from dpo_tutorial.data.pairs import prompt_id, write_atomically
 
 _PANDALM = "https://raw.githubusercontent.com/WeOpenML/PandaLM/3871806e/data/"
 _ALPACA = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/cd543a14/"
-_JUDGED = "results/{}/weighted_alpaca_eval_gpt4_turbo/annotations.json"
-_LEADERBOARD = "src/alpaca_eval/leaderboards/data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
+LEADERBOARD = "src/alpaca_eval/leaderboards/data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
 # The models of the course's table; the list fixes it, since the original gains models over time.
 ALPACA_MODELS = tuple(
     """FuseChat-Gemma-2-9B-Instruct FuseChat-Llama-3.1-8B-Instruct FuseChat-Llama-3.2-1B-Instruct
@@ -65,6 +64,11 @@ class Source:
     options: dict = field(default_factory=dict)
 
 
+def judged_path(model: str) -> str:
+    """Where AlpacaEval's repository keeps the judgements of one model."""
+    return f"results/{model}/weighted_alpaca_eval_gpt4_turbo/annotations.json"
+
+
 def _pandalm(*files: tuple[str, int, str]) -> Source:
     return Source(
         "PandaLM's test set: 999 comparisons, three human annotators, verdicts of two machine judges",
@@ -87,8 +91,8 @@ CATALOGUE = {
         "arXiv 2404.04475",
         "https://github.com/tatsu-lab/alpaca_eval",
         (
-            *(File(f"alpaca_eval/results/{m}.json", _ALPACA + _JUDGED.format(m), 3_700_000) for m in ALPACA_MODELS),
-            File("alpaca_eval/published.csv", _ALPACA + _LEADERBOARD, 30_000),
+            *(File(f"alpaca_eval/results/{m}.json", _ALPACA + judged_path(m), 3_700_000) for m in ALPACA_MODELS),
+            File("alpaca_eval/published.csv", _ALPACA + LEADERBOARD, 30_000),
         ),
     ),
     "hh_rlhf": Source(
@@ -293,8 +297,18 @@ def _verdict(value) -> int | None:
 def _load_alpaca(get: Callable) -> pd.DataFrame:
     if found := _find("alpaca_eval/annotations.csv.gz"):
         return pd.read_csv(found)
+    return extract_alpaca_eval(_annotation_files(get))
+
+
+def _annotation_files(get: Callable) -> dict[str, Path]:
     files = CATALOGUE["alpaca_eval"].files[:-1]
-    return extract_alpaca_eval({m: get(file) for m, file in zip(ALPACA_MODELS, files, strict=True)})
+    return {model: get(file) for model, file in zip(ALPACA_MODELS, files, strict=True)}
+
+
+def alpaca_eval_files(*, say: Callable = print) -> tuple[dict[str, Path], Path]:
+    """AlpacaEval's own annotation files by model, and its leaderboard; fetched where they are not here."""
+    get = functools.partial(_get, network=True, say=say)
+    return _annotation_files(get), get(CATALOGUE["alpaca_eval"].files[-1])
 
 
 def extract_alpaca_eval(files: dict[str, Path]) -> pd.DataFrame:

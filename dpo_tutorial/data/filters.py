@@ -321,7 +321,11 @@ def _jaccard(a: set, b: set) -> float:
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
-    return pd.to_numeric(frame[name]).to_numpy(dtype=float, na_value=np.nan)
+    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    if (wrong := np.isnan(values) & frame[name].notna().to_numpy()).any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(f"{name} is {frame[name].iloc[row]!r} in row {row}; accepted are numbers and missing values")
+    return values
 
 
 def _scores(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
