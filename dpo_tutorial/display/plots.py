@@ -60,6 +60,27 @@ def band(ax, x, runs, **line_kwargs) -> None:
     ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
 
 
+def tokens(ax, rows: list[list[str]], scored: list[list[int]], *, roles: list[str], labels: list[str]) -> None:
+    """Rows of tokens as boxes, the first row on top: filled in the role's colour where scored, white elsewhere.
+
+    Args:
+        rows, scored: the tokens' texts and, for each, 1 if it is scored; an empty text leaves its place free.
+        roles, labels: per row, a role of ``COLOURS`` and what stands in front of the row.
+    """
+    for y, (row, marks, role, label) in enumerate(zip(rows, scored, roles, labels, strict=True)):
+        x = 0.0
+        ax.text(-0.6, -y, label, ha="right", va="center", fontsize=8)
+        for text, mark in zip(row, marks, strict=True):
+            face, ink = (COLOURS[role], "white") if mark else ("white", "#555555")
+            box = {"boxstyle": "round,pad=0.18", "facecolor": face, "edgecolor": "#bbbbbb", "linewidth": 0.6}
+            if text:
+                ax.text(x, -y, text, va="center", fontsize=7.5, family="monospace", color=ink, bbox=box)
+            x += len(text) + 0.9
+    widest = max(sum(len(text) + 0.9 for text in row) for row in rows)
+    ax.set(xlim=(-1, widest), ylim=(-len(rows) + 0.4, 0.6))
+    ax.axis("off")
+
+
 def png(fig) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
