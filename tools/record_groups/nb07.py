@@ -25,8 +25,8 @@ BAD = {"bad", "worst", "boring", "awful", "terrible", "poor"}
 # question -> levels; a level is the settings that differ from BASE and from data(kind="shipped", label="true").
 GRID = {
     "reference": [{"pairs": 0}],
-    "size": [{"pairs": n} for n in (40, 80, 160, 320, 640)],
-    "noise": [{"flip_rate": rate} for rate in (0.1, 0.2, 0.3, 0.4)],
+    "size": [{"pairs": n} for n in (40, 160, 320, 640)],
+    "noise": [{"flip_rate": rate} for rate in (0.2, 0.3, 0.4)],
     "clean or large": [
         {"pairs": 64},
         {"pairs": 64, "epochs": 10},
@@ -51,11 +51,11 @@ GRID = {
         for scale in ("P", "reward + 3")
     ],
     "near-identical": [{"twins": share} for share in (0.5, 1.0)],
-    "trivial": [{"nonsense": share} for share in (0.5, 1.0)],
+    "trivial": [{"nonsense": 1.0}],
     "closeness": [{"kind": "closest"}, {"kind": "two samples"}],
-    "one type": [{"longer_wins": share} for share in (0.5, 0.9)],
+    "one type": [{"longer_wins": 0.9}],
     "prompts": [{"kind": "few prompts", "prompts": n} for n in (80, 8)],
-    "machine labels": [{"by_judge": share} for share in (0.5, 0.8, 1.0)],
+    "machine labels": [{"by_judge": share} for share in (0.8, 1.0)],
     "labels by": [{"label": "longer"}, {"label": "letters per word"}],
 }
 
