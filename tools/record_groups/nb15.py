@@ -1,0 +1,207 @@
+"""Notebook 15: numbers from data that the course does not ship, the regression suite on the shipped adapters, and
+what pairs that prefer short answers do to step-by-step work.
+
+Those from external data need DPO_TUTORIAL_DATA and take seconds; numbers only enter the records, no text.
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dpo_tutorial.training import records
+
+POOL = Path("runs/nb15_pool.json")
+ALPACA = {"question": "length-controlled win rates", "source": "alpaca_eval"}
+JUDGES = {"question": "judges against people", "source": "pandalm", "reference": "gpt-3.5-turbo's reference answers"}
+SUITE = {"question": "capabilities", "samples": 4, "max_new_tokens": 32, "seed": 0}
+SHORT = {
+    "question": "short answers",
+    "model": "smollm2",
+    "pairs": 48,
+    "worked": 0,
+    "beta": 0.1,
+    "learning_rate": 1e-3,
+    "rank": 8,
+    "epochs": 2,
+    "batch_size": 8,
+    "problems": 40,
+    "max_new_tokens": 80,
+}
+TOPICS = (
+    """a bridge;a mirror;salt;a garden;music;a map;sleep;a clock;snow;paper;a market;the sea;a school;tea;a bicycle
+rain;a letter;glass;a library;honey;a train;wood;a festival;a lamp;soap;a window;bread;a doctor;wool;a
+ship;a calendar;ice;a newspaper;a candle;cotton;a river;a hospital;coffee;a kitchen;a telephone;sand;a museum;milk;a
+farmer;iron;a football;a camera;a forest""".replace(";a\n", ";a ")
+    .replace("\n", ";")
+    .split(";")
+)
+
+
+def runs() -> list[dict]:
+    """The external numbers, the suite, then the training runs seed by seed."""
+    suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo")]
+    short = [SHORT | {"pairs": 0, "seed": 0}]
+    short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 24)]
+    return [ALPACA, JUDGES, *suite, *short]
+
+
+def run(config: dict) -> dict:
+    by_question = {
+        "length-controlled win rates": alpaca,
+        "judges against people": judges,
+        "capabilities": suite,
+        "short answers": short_answers,
+    }
+    return by_question[config["question"]](config)
+
+
+def alpaca(config: dict) -> dict:
+    """Per model: rates, length effect, mean length, and the published rates."""
+    from dpo_tutorial.data import external
+    from dpo_tutorial.evaluation import benchmarks
+
+    annotations = external.load("alpaca_eval", network=False)
+    table = benchmarks.rates_beside_published(annotations, external.alpaca_eval_leaderboard(network=False))
+    rows = table.reset_index().astype(object).where(table.reset_index().notna(), None)
+    return {"columns": list(rows.columns), "table": rows.to_numpy().tolist()}
+
+
+def judges(config: dict) -> dict:
+    """Agreement of machine judges and rules with people."""
+    from dpo_tutorial.evaluation import benchmarks
+
+    return benchmarks.judge_numbers(benchmarks.pandalm_verdicts(network=False))
+
+
+def load_with(adapter: str):
+    """(model, tokenizer): SmolLM2 alone, with the SFT adapter merged, or with the DPO adapter on top of that."""
+    from dpo_tutorial.data.scoring import DATA_DIR
+    from dpo_tutorial.training import models
+
+    model, tokenizer = models.load("smollm2", device="cpu") if adapter == "none" else models.load_sft(device="cpu")
+    if adapter == "dpo":
+        model = models.load_adapter(model, DATA_DIR / "dpo_adapter").merge_and_unload().eval()
+    return model, tokenizer
+
+
+def suite(config: dict) -> dict:
+    """p of every item, rules included."""
+    from dpo_tutorial.evaluation import capabilities
+    from dpo_tutorial.training import sampling
+
+    model, tokenizer = load_with(config["adapter"])
+
+    def sample(prompts, seed):
+        options = {"n": config["samples"], "max_new_tokens": config["max_new_tokens"], "seed": seed}
+        return sampling.texts(tokenizer, sampling.sample(model, tokenizer, prompts, **options))
+
+    scores = capabilities.score(model, tokenizer, sample=sample, seed=config["seed"])
+    return {
+        "p": {id: round(p, 4) for id, p in zip(scores["id"], scores["p"], strict=True)},
+        "dtype": str(model.dtype),
+    }
+
+
+def word_problem(rng) -> tuple[str, str, int]:
+    """(question, worked answer, result) of a problem with two steps."""
+    name, thing = (
+        rng.choice("Ann Ben Cara Dan Eva Finn Gina Hugo".split()),
+        rng.choice("apples pens books eggs".split()),
+    )
+    a, b, c = rng.randint(4, 12), rng.randint(2, 4), rng.randint(2, 6)
+    if rng.random() < 0.5:
+        question = (
+            f"{name} has {a} {thing} and buys {b} bags with {c} {thing} each. How many {thing} does {name} have now?"
+        )
+        steps = f"The bags hold {b} x {c} = {b * c} {thing}. Together that is {a} + {b * c} = {a + b * c}."
+        return question, f"{steps} The answer is {a + b * c}.", a + b * c
+    a += 8
+    question = f"{name} has {a} {thing}, gives away {b} and loses {c}. How many {thing} does {name} have now?"
+    kept, left = a - b, a - b - c
+    steps = f"After giving away {b}, {a} - {b} = {kept} are left. After losing {c}, {kept} - {c} = {left} are left."
+    return question, f"{steps} The answer is {left}.", left
+
+
+def ask(question: str) -> list[dict]:
+    return [{"role": "user", "content": f"{question} Think step by step."}]
+
+
+def say(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+def problems(n: int, seed: int) -> list[tuple[str, str, int]]:
+    """``n`` different problems; training takes seeds from 1 on, evaluation seed 0."""
+    rng, found = random.Random(seed), {}
+    while len(found) < n:
+        question, worked, result = word_problem(rng)
+        found[question] = (question, worked, result)
+    return list(found.values())
+
+
+def everyday_pairs(model, tokenizer) -> list[dict]:
+    """The model's own long answers to everyday questions (rejected) and their first sentences (chosen)."""
+    from dpo_tutorial.training import sampling
+
+    if not POOL.exists():
+        prompts = [[{"role": "user", "content": f"What is {topic} good for?"}] for topic in TOPICS]
+        drawn = sampling.sample(model, tokenizer, prompts, n=1, max_new_tokens=60, temperature=0.7, seed=0)
+        rows = []
+        for prompt, (text,) in zip(prompts, sampling.texts(tokenizer, drawn), strict=True):
+            first = re.split(r"(?<=[.!?])\s", text.strip())[0]
+            if first != text.strip():
+                rows.append({"prompt": prompt, "chosen": say(first), "rejected": say(text.strip())})
+        records.write_json(POOL, {"pairs": rows})
+    return json.loads(POOL.read_text(encoding="utf-8"))["pairs"]
+
+
+def short_answers(config: dict) -> dict:
+    """Train on pairs whose short response is preferred, then solve held-out problems step by step (greedy)."""
+    from dpo_tutorial.training import encode, loop, models
+
+    model, tokenizer = models.load(config["model"], device="cpu")
+    rows = everyday_pairs(model, tokenizer)[: config["pairs"]]
+    if config["pairs"]:
+        heldout = {question for question, _, _ in problems(config["problems"], 0)}
+        fresh = [p for p in problems(80, 1 + config["seed"]) if p[0] not in heldout][: config["worked"]]
+        rows += [
+            {"prompt": ask(question), "chosen": say(worked), "rejected": say(f"The answer is {result}.")}
+            for question, worked, result in fresh
+        ]
+        encoded = [encode.encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+        pad = {"pad_token_id": tokenizer.pad_token_id}
+        ref_logps = loop.reference_logps(model, encoded, **pad)
+        model = models.add_lora(model, rank=config["rank"], seed=config["seed"])
+        order = loop.batch_order(
+            len(rows), batch_size=config["batch_size"], epochs=config["epochs"], seed=config["seed"]
+        )
+        rates = {"beta": config["beta"], "learning_rate": config["learning_rate"]}
+        trained = loop.train_dpo(model, encoded, ref_logps, order=order, **rates, **pad)
+    results = solve(model, tokenizer, config) | {"pairs_used": len(rows)}
+    return results | ({"loss": [round(row["loss"], 4) for row in trained.history[:-1]]} if config["pairs"] else {})
+
+
+def solve(model, tokenizer, config: dict) -> dict:
+    """Held-out problems: right results, words, written calculations; the suite's family of worked steps."""
+    from dpo_tutorial.evaluation import capabilities
+    from dpo_tutorial.training import sampling
+
+    held = problems(config["problems"], 0)
+    options = {"n": 1, "max_new_tokens": config["max_new_tokens"], "temperature": 0, "seed": 0, "batch_size": 40}
+    drawn = sampling.sample(model, tokenizer, [ask(question) for question, _, _ in held], **options)
+    texts = [text for (text,) in sampling.texts(tokenizer, drawn)]
+    ended = [ids[-1] == tokenizer.eos_token_id for (ids,) in drawn]
+    last = [re.findall(r"\d+", text)[-1:] for text in texts]
+    right = [found == [str(result)] for found, (_, _, result) in zip(last, held, strict=True)]
+    items = capabilities.load_items().query("family == 'steps'")
+    scores = capabilities.score(model, tokenizer, items)
+    return {
+        "right": [int(value) for value in right],
+        "words": [len(text.split()) for text in texts],
+        "calculations": [text.count("=") for text in texts],
+        "ended": round(float(np.mean(ended)), 3),
+        "steps_p": round(float(scores["p"].mean()), 4),
+    }
