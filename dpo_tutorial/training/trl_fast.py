@@ -11,6 +11,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dpo_tutorial.training import fast_step
+from dpo_tutorial.training.checkpoints import SafeCheckpoints
 from dpo_tutorial.training.models import bfloat16_speedup, keep_memory
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ DROPPED = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
 METRICS = ("entropy", "mean_logits", "is_top1")
 
 
-class FastDPOTrainer(DPOTrainer):
+class FastDPOTrainer(SafeCheckpoints, DPOTrainer):
     """TRL's ``DPOTrainer``, same numbers, less work per step.
 
     Arguments, data, losses, metrics, checkpoints and callbacks are TRL's own; only the forward pass that TRL's
