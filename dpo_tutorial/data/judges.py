@@ -11,7 +11,6 @@ import os
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -255,14 +254,15 @@ class EndpointJudge:
     def __init__(
         self, *, model: str, cache: str | Path, base_url: str | None = None, key_env: str = "OPENAI_API_KEY",
         rubric: str = RUBRIC, options: dict | None = None, tries: int = 5, backoff: float = 1.0, give_up: int = 5,
-        workers: int = 4, timeout: float = 60.0, sleep: Callable[[float], None] = time.sleep,
+        workers: int = 4, timeout: float = 60.0, sleep: Callable[[float], object] | None = None,
     ):  # fmt: skip
         if base_url and urlsplit(base_url).username is not None:
             raise ValueError(f"base_url holds a name or key before the '@'; put the key into ${key_env} instead")
         self.model, self.base_url, self.key_env, self.rubric = model, base_url, key_env, rubric
         self.options = {"temperature": 0, "max_tokens": 256} if options is None else dict(options)
         self.tries, self.backoff, self.give_up, self.workers = tries, backoff, give_up, workers
-        self.timeout, self._sleep, self._lock = timeout, sleep, threading.Lock()
+        self.timeout, self._lock, self._stop = timeout, threading.Lock(), threading.Event()
+        self._sleep = sleep or self._stop.wait  # a wait ends when the run is stopped
         self.cache, self.failures, self._in_a_row = AnswerCache(cache), [], 0
 
     def messages(self, one: Comparison) -> list[dict]:
@@ -297,6 +297,7 @@ class EndpointJudge:
         asked = {self.key(one): one for one in comparisons}
         fresh = [(key, one) for key, one in asked.items() if key not in self.cache.answers]
         self.failures, self._in_a_row = [], 0
+        self._stop.clear()
         if fresh:
             client = self._client()
             with ThreadPoolExecutor(self.workers) as pool:
@@ -305,6 +306,7 @@ class EndpointJudge:
                     for future in futures:
                         future.result()
                 except BaseException:
+                    self._stop.set()
                     pool.shutdown(cancel_futures=True)  # answers under way still arrive and are kept
                     raise
         return [self._verdict(self.key(one)) for one in comparisons]
@@ -334,6 +336,8 @@ class EndpointJudge:
         """One comparison until it is answered and kept, or has failed ``tries`` times."""
         problem = ""
         for attempt in range(self.tries):
+            if self._stop.is_set():
+                return
             row, problem, wait = self._call(client, one)
             if row is not None:
                 self.cache.add({"key": key, "model": self.model} | row)
@@ -370,6 +374,7 @@ class EndpointJudge:
         return {"answer": answer, "finish_reason": choice.finish_reason} | counts, "", None
 
     def _unavailable(self, reason: str) -> JudgeUnavailable:
+        self._stop.set()
         key = os.environ.get(self.key_env)
         reason = reason.replace(key, "***") if key else reason
         kept = f"{len(self.cache.answers)} answers are kept in {self.cache.path}"
