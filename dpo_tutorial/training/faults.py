@@ -11,7 +11,7 @@ import torch
 
 from dpo_tutorial.display.monitor import Monitor
 from dpo_tutorial.theory import losses
-from dpo_tutorial.training import encode, lab, logps, loop, models
+from dpo_tutorial.training import encode, lab, logps, loop, models, records
 
 HEALTHY = {
     "pairs": "as shipped",
@@ -48,6 +48,7 @@ GALLERY = {
     "labels swapped": {"pairs": "swapped"},
     "displacement": {"pairs": "similar"},
 }
+RECORDED_SEEDS = (0, 1, 2)
 OPENING = " I will tell you what I think of it, so here is my honest view of this film, in a few words."
 CUT = 24  # tokens: the opening alone is longer
 
@@ -162,6 +163,17 @@ def objective(name: str, beta: float) -> Callable:
     if name not in table:
         raise ValueError(f"objective is {name!r}; accepted are {', '.join(table)}")
     return table[name]
+
+
+def record_config(**switches) -> dict:
+    """The configuration of a record of notebook 10: what is switched, from what, seeds, prompts of the measurement."""
+    return {"switches": switches, "healthy": HEALTHY, "seeds": list(RECORDED_SEEDS), "prompts": 64}
+
+
+def recorded(**switches) -> list[dict]:
+    """The recorded runs with these switches, one per seed: ``warnings, before, written, curves``."""
+    results = records.load("nb10", record_config(**switches))["results"]
+    return [results[f"seed {seed}"] for seed in RECORDED_SEEDS]
 
 
 def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:

@@ -3,14 +3,8 @@
 from dpo_tutorial.training import faults
 
 RATES = (1e-5, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 1e-2)
-SEEDS = (0, 1, 2)
 CURVES = ("loss", "eval_loss", "margins", "chosen_logratios", "rejected_logratios", "grad_norm", "updated")
 WRITTEN = ("reward", "kl", "words", "ended", "distinct")
-
-
-def config(**switches) -> dict:
-    """A record's configuration: what is switched, what it is switched from, seeds, prompts of the measurement."""
-    return {"switches": switches, "healthy": faults.HEALTHY, "seeds": list(SEEDS), "prompts": 64}
 
 
 def runs() -> list[dict]:
@@ -27,7 +21,7 @@ def runs() -> list[dict]:
     grid += [{"learning_rate": rate, "pairs": "long"} for rate in (3e-4, 3e-3, 1e-2)]
     grid += [{"learning_rate": 1e-3, "objective": name} for name in ("dpo + sft", "dpo-positive")]
     unique = {str(switches): switches for switches in grid if switches != {"learning_rate": 3e-4}}
-    return [config(**switches) for switches in unique.values()]
+    return [faults.record_config(**switches) for switches in unique.values()]
 
 
 def run(config: dict) -> dict:
