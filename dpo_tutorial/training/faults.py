@@ -166,7 +166,7 @@ def objective(name: str, beta: float) -> Callable:
 
 
 def record_config(**switches) -> dict:
-    """The configuration of a record of notebook 10: what is switched, from what, seeds, prompts of the measurement."""
+    """The configuration of a record of notebook 10: what is switched, from what, seeds, prompts measured on."""
     return {"switches": switches, "healthy": HEALTHY, "seeds": list(RECORDED_SEEDS), "prompts": 64}
 
 
