@@ -124,3 +124,93 @@ def test_the_sft_adapter_is_that_of_its_card():
     assert card["config_hash"] == construct.config_hash(make_data.SFT)
     weights = scoring.DATA_DIR / "sft_adapter" / "adapter_model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == card["sha256"]
+
+
+def test_picks_of_one_prompt():
+    texts, scores = ["w", "x", "y", "y"], [0.1, 0.9, 0.5, 0.5]
+    assert construct.picks(texts, scores, policy="widest") == [(1, 0)]
+    assert construct.picks(texts, scores, policy="adjacent") in ([(1, 2), (3, 0)], [(1, 3), (2, 0)])
+    assert len(construct.picks(texts, scores, policy="all")) == 5, "equal texts make no pair"
+    assert construct.picks(texts, scores, policy="all", min_margin=0.45) == [(1, 0)]
+    assert construct.picks([], [], policy="widest") == [] == construct.picks(["a"], [1.0], policy="widest")
+
+
+PLAN = [construct.Draw("m", 0.5, 2, 7), construct.Draw("m", 1.0, 3, 7)]
+
+
+def _sample(prompts, draw):
+    return [[f" {prompt} at {draw.temperature} no {k}" for k in range(draw.n)] for prompt in prompts]
+
+
+def test_a_sampling_plan_keeps_what_made_each_response():
+    frame = construct.sample_plan(PROMPTS, PLAN, sample=_sample)
+    assert len(frame) == 2 * 5 and frame["prompt_id"].tolist() == ["a"] * 5 + ["b"] * 5
+    row = frame.iloc[4]
+    assert row.to_dict() == {
+        "prompt_id": "a", "prompt": "A film", "response": " A film at 1.0 no 2", "model": "m", "temperature": 1.0,
+        "seed": 7, "number": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="2 entries, 1 of them different"):
+        construct.sample_plan(PROMPTS, [PLAN[0], PLAN[0]], sample=_sample)
+    with pytest.raises(ValueError, match="another number of responses than 2"):
+        construct.sample_plan(PROMPTS, PLAN, sample=lambda prompts, draw: [["x"]] * len(prompts))
+
+
+def test_pairs_from_candidates_carry_the_provenance_of_both_sides(tmp_path):
+    frame = construct.sample_plan(PROMPTS, PLAN, sample=_sample)
+    frame["score"] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.7, 0.5, 0.3, 0.1]
+    made = construct.pairs_from_candidates(frame, policy="widest", source="test")
+    assert made["temperature_chosen"].tolist() == [1.0, 0.5] and made["temperature_rejected"].tolist() == [0.5, 1.0]
+    assert made["number_chosen"].tolist() == [2, 0] and made["score_chosen"].tolist() == [0.5, 0.9]
+    assert "response_chosen" not in made and "prompt_chosen" not in made
+    pairs.save(made, tmp_path / "p.jsonl")
+    loaded = pairs.load(tmp_path / "p.jsonl")
+    assert all(loaded[name].tolist() == made[name].tolist() for name in made.columns)
+    flipped = construct.pairs_from_candidates(frame, policy="widest", source="test", flip_rate=1.0)
+    assert flipped["chosen"].tolist() == made["rejected"].tolist()
+    assert flipped["temperature_chosen"].tolist() == made["temperature_rejected"].tolist()
+    with pytest.raises(ValueError, match="no column score"):
+        construct.pairs_from_candidates(frame.drop(columns="score"), policy="widest", source="test")
+
+
+def test_both_ways_from_scores_to_pairs_agree():
+    frame = pd.DataFrame(
+        [("a", "A film", t, s) for t, s in zip(RESPONSES[0], SCORES[0], strict=True)]
+        + [("b", "The cast", t, s) for t, s in zip(RESPONSES[1], SCORES[1], strict=True)],
+        columns=["prompt_id", "prompt", "response", "score"],
+    )
+    for policy in construct.POLICIES:
+        one = construct.pairs_from_candidates(frame, policy=policy, source="t", flip_rate=0.5, seed=3)
+        two = construct.pairs_from_scores(
+            PROMPTS, RESPONSES, SCORES, policy=policy, source="t", flip_rate=0.5, seed=3
+        )
+        assert one[list(two.columns)].equals(two)
+
+
+def test_pairs_from_a_judge_leave_out_ties_and_missing_verdicts():
+    frame = construct.sample_plan(PROMPTS, PLAN, sample=_sample)
+
+    def judge(asked):
+        return [None if one.prompt == "The cast" else "first" if "at 1.0" in one.first else "second" for one in asked]
+
+    made, verdicts = construct.pairs_from_judge(frame, judge, source="judged", per_prompt=10)
+    assert len(verdicts) == 20 and verdicts["verdict"].isna().sum() == 10
+    mixed = [{"at 0.5" in a, "at 0.5" in b} == {True, False} for a, b in verdicts[["first", "second"]].values]
+    assert len(made) == sum(mixed[:10]) == 6, "two of the same temperature: the judge contradicts itself, a tie"
+    assert set(made["temperature_chosen"]) == {1.0} and set(made["temperature_rejected"]) == {0.5}
+
+
+def test_facts_of_candidates():
+    assert construct.twin_share(["a b c d e", "a b c d e", "zzzz"]) == pytest.approx(1 / 3)
+    assert construct.twin_share(["only one"]) == 0.0
+    frame = pd.DataFrame(
+        {
+            "prompt_id": list("aabb"),
+            "response": ["Good film", "good film", "x y", "qq"],
+            "score": [0.5, 0.5, 0.9, 0.3],
+        }
+    )
+    facts = construct.candidate_facts(frame, {"good", "film"})
+    assert facts == {
+        "margin": pytest.approx(0.3), "twins": pytest.approx(0.5), "unknown": pytest.approx(3 / 7),
+    }  # fmt: skip
