@@ -186,4 +186,4 @@ def test_what_is_still_to_come_says_so(tmp_path):
     (tmp_path / ".venv/.installed").touch()
     os.utime(tmp_path / ".venv/.installed", (2e9, 2e9))
     done = make(tmp_path, "bench")
-    assert done.returncode and "benchmarks/speed.py is not built yet." in done.stdout
+    assert done.returncode and "benchmarks/dpo_step.py is not built yet." in done.stdout
