@@ -37,7 +37,9 @@ def _audit_parser(commands) -> None:
         "--tokenizer", metavar="NAME", help="folder or Hugging Face id; default: SmolLM2's if fetched"
     )
     parser.add_argument("--max-length", type=int, default=1024, metavar="N", help="tokens that training keeps (1024)")
-    parser.add_argument("--limit", type=int, metavar="N", help="read only the first N rows")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="read only the first N rows (from the hub: no more is loaded)"
+    )
     parser.add_argument("--split", metavar="NAME", help="of a Hugging Face dataset (train)")
     parser.set_defaults(run=audit)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dpo_tutorial.data import audit, audit_check, pairs
 from dpo_tutorial.display import audit_page
@@ -240,6 +242,38 @@ def test_the_interval_of_a_share():
     assert clustered.high - clustered.low > 2.5 * (independent.high - independent.low)
     certain = audit_check.share(np.ones(20), np.arange(20))
     assert certain.value == 1 and certain.low < 0.95  # twenty of twenty is no proof
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map("x".__add__)
+TEXT |= st.sampled_from(["<script>", "a b c d", "a b c d e", "\x1b]0;x\x07", "%s {0}", "$x_1$", "=1+1", "слово"])
+ROW = st.fixed_dictionaries(
+    {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT},
+    optional={
+        "source": TEXT,
+        "score_chosen": st.floats(allow_nan=False, allow_infinity=False),
+        "score_rejected": st.floats(-1, 1),
+        "votes_chosen": st.integers(0, 3),
+        "votes_rejected": st.integers(0, 3),
+        "annotator1": st.sampled_from([0, 1, "a", None, [1], {"b": 2}]),
+        "annotator2": st.sampled_from([0, 1, "a", None]),
+        "chosen_position": st.sampled_from([1, 2, "1", None, "first"]),
+    },
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.lists(ROW, min_size=1, max_size=30), st.integers(1, 30))
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_odd_rows_never_stop_the_audit(tmp_path, rows, max_length):
+    path = write(tmp_path / "odd.jsonl", rows)
+    kept, _ = pairs.load(path, on_error="reject")
+    if len(kept):
+        report = audit.audit(path, test=path, encode=encode, max_length=max_length)
+        json.dumps(report.as_dict(), allow_nan=False)
+        assert all(c.isprintable() or c == "\n" for c in audit.text(report))
+        tags = Tags()
+        tags.feed(audit_page.page(report) if len(rows) < 6 else "")
+        assert "script" not in tags.tags
 
 
 def run(*arguments):

@@ -164,6 +164,15 @@ def test_json_lines_named_json_and_gzip(tmp_path):
     assert len(pairs.load(tmp_path / "a.json.gz", limit=2)) == 2
 
 
+def test_a_broken_archive_is_named(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}).encode() * 50)
+    for content in (whole[:-12], whole[:20] + b"\x00" * 9 + whole[29:], b"no archive"):
+        path.write_bytes(content)
+        with pytest.raises(pairs.PairsError, match=r"a\.jsonl\.gz.*a whole gzip file"):
+            pairs.load(path, on_error="reject")
+
+
 def test_parquet_of_every_shape(tmp_path):
     path = tmp_path / "a.parquet"
     day = pd.Timestamp("2026-01-02")

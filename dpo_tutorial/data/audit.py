@@ -164,7 +164,9 @@ def text(report: Report, width: int = 100) -> str:
     """The report for a terminal; control characters of model text are taken out."""
 
     def wrap(line: str, indent: str) -> str:
-        return textwrap.fill(printable(line), width, initial_indent=indent, subsequent_indent=" " * (len(indent) + 2))
+        kept = printable(line).replace(" %", "\u00a0%")  # a number and its unit stay on one line
+        filled = textwrap.fill(kept, width, initial_indent=indent, subsequent_indent=" " * (len(indent) + 2))
+        return filled.replace("\u00a0", " ")
 
     parts = [f"Audit of {printable(report.path)}", f"Format: {report.format}", ""]
     for check in report.checks:

@@ -241,5 +241,5 @@ def sources(pairs: Pairs) -> Check:
     if 1 < len(counts) and largest >= 0.9:
         check.finding = f"one of {count(len(counts), 'source')} has {per_cent(largest)} of the pairs"
         check.remedy = 'filters.limit_share(frame, column="source", share=0.5, seed=0)'
-        check.severity = float(largest) - 0.5
+        check.severity = 0.5 * (float(largest) - 0.5)
     return check

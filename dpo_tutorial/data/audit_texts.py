@@ -156,9 +156,7 @@ def prompts(pairs: Pairs) -> Check:
     shares = counts.to_numpy() / len(pairs)
     effective = float(np.exp(-(shares * np.log(shares)).sum()))
     openings = Counter(" ".join(prompt.split()[:3]) for prompt in counts.index)
-    summary = (
-        f"{count(len(counts), 'prompt')} for {count(len(pairs), 'pair')}, as diverse as {effective:,.0f} used equally"
-    )
+    summary = f"{count(len(counts), 'prompt')}, as diverse as {effective:,.0f} used equally often"
     check = Check("prompts", "Prompt diversity", summary)
     check.numbers = {"prompts": len(counts), "effective_prompts": effective, "largest_share": float(shares[0])}
     check.numbers |= {"pairs_per_prompt_max": int(counts.iloc[0]), "openings": dict(openings.most_common(8))}

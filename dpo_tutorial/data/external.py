@@ -154,6 +154,8 @@ def load(name: str, *, network: bool = True, say: Callable = print, limit: int |
     """
     source = _source(name)
     if source.hub:
+        rows = "all rows" if limit is None else f"the first {limit:,} rows"
+        say(f"Reading {rows} of {source.hub} from the Hugging Face hub, streamed (limit=N reads only N)")
         kept, _ = pairs.load(source.hub, on_error="reject", limit=limit, **source.options)
         return kept
     table = _LOADERS[name](functools.partial(_get, network=network, say=say))

@@ -5,6 +5,7 @@ there, and the row as a dict or the :class:`PairsError` that says why it is none
 """
 
 import base64
+import contextlib
 import datetime
 import decimal
 import gzip
@@ -12,6 +13,7 @@ import itertools
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +58,14 @@ def read(path: str | Path, *, limit: int | None = None, **hub) -> Iterator[Read]
     return itertools.islice(rows, limit)
 
 
+@contextlib.contextmanager
 def _open(path: Path):
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    """The bytes of a file, unpacked where its name ends in ``.gz``; a broken archive is named as one."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise PairsError("", str(error), "a whole gzip file", "pack or download it again", path=str(path)) from error
 
 
 def _first_byte(path: Path) -> bytes:

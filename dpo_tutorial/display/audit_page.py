@@ -22,7 +22,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
 .verdict li { margin: .5rem 0; }
 .remedy { color: #444; }
 table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; vertical-align: top; padding: .3rem .6rem; }
+td, th { text-align: left; overflow-wrap: anywhere; vertical-align: top; padding: .3rem .6rem; }
 tr { border-bottom: 1px solid #ddd; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .mark { font-weight: 700; white-space: nowrap; } .found .mark { color: #a33d00; } .fine .mark { color: #1d6b38; }
@@ -96,15 +96,21 @@ def _picture(title: str, fig, alt: str, caption: str) -> str:
     return f"<h2>{_escape(title)}</h2>{image}<p>{_escape(caption)}</p>"
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _length_picture(check: Check, report: Report) -> str:
     chosen, rejected = check.series["chosen"], check.series["rejected"]
     fig, (left, right) = plots.figure(1, 2)
-    top = max(np.quantile(np.concatenate([chosen, rejected]), 0.99), 1)
-    bins = np.linspace(0, top, 41)
+    top = max(int(np.quantile(np.concatenate([chosen, rejected]), 0.99)), 1)
+    step = -(-top // 40)  # whole words, or some bins would hold more lengths than others
+    bins = np.arange(0, top + step + 1, step) - 0.5
     for role, values in (("chosen", chosen), ("rejected", rejected)):
         style = plots.line(role)
         left.hist(values, bins=bins, histtype="step", linewidth=1.8, **style)
     left.set(xlabel="words", ylabel="responses", title="Length of the responses")
+    left.margins(y=0.15)
     left.legend()
     gap = np.abs(chosen - rejected)
     decided = gap > 0
@@ -152,12 +158,13 @@ def _classifier_picture(checks: dict[str, Check]) -> str:
 def _histogram(check: Check | None, name: str, label: str, bins, *, zero: bool = False) -> str:
     if check is None or name not in check.series:
         return ""
+    values = np.clip(check.series[name], -1e12, 1e12)  # what is beyond cannot be drawn
     fig, ax = plots.figure(height=2.6)
-    ax.hist(check.series[name], bins=bins, color="#86a5d9", edgecolor="#173f78", linewidth=0.5)
+    ax.hist(values, bins=bins, color="#86a5d9", edgecolor="#173f78", linewidth=0.5)
     if zero:
         ax.axvline(0, **plots.line("reference", label=None))
     ax.set(xlabel=label, ylabel="pairs")
-    return _picture(check.title, fig, f"Histogram of the {label}", f"{check.summary[0].upper()}{check.summary[1:]}.")
+    return _picture(check.title, fig, f"Histogram of the {label}", _sentence(check.summary))
 
 
 def _token_picture(check: Check | None) -> str:
@@ -169,7 +176,7 @@ def _token_picture(check: Check | None) -> str:
     ax.axvline(limit, **plots.line("rejected", label=f"max_length {limit}"))
     ax.set(xlabel="tokens of prompt and longer response", ylabel="share of pairs", ylim=(0, 1.02), xlim=(0, None))
     ax.legend(loc="best")
-    return _picture(check.title, fig, check.summary, f"Share of pairs with at most so many tokens. {check.summary}.")
+    return _picture(check.title, fig, check.summary, f"Share of pairs by length. {_sentence(check.summary)}")
 
 
 def _examples(report: Report, check: Check) -> str:
