@@ -1,4 +1,4 @@
-"""Notebook 11's grid on the lab LM: beta, baselines, shuffled labels and over-training, three seeds (20 s a run).
+"""Notebook 11's grid on the lab LM: beta, baselines and shuffled labels, three seeds (20 s a run).
 
 The trained policies are kept in runs/nb11/ (not in the repository): ``nb11_steering`` compares with them.
 """
@@ -12,8 +12,6 @@ SEEDS = (0, 1, 2)
 BETAS = (0.05, 0.1, 0.2, 0.5, 1, 5)
 FLOOR_BETAS = (0.1,)
 ALPHA = 0.1
-LONG = {"epochs": 3, "measure_at": [60, 120]}
-LONG_BETAS = (0.1, 1)
 
 
 def runs() -> list[dict]:
@@ -23,7 +21,7 @@ def runs() -> list[dict]:
         found += [base | {"beta": beta} for beta in BETAS]
         found += [base | {"loss": "sft"}, base | {"loss": "unlikelihood", "alpha": ALPHA}]
         found += [base | {"labels": "shuffled", "beta": beta} for beta in FLOOR_BETAS]
-    return found + [FRONTIER_RUN | LONG | {"seed": seed, "beta": beta} for seed in SEEDS for beta in LONG_BETAS]
+    return found
 
 
 def policy_file(config: dict) -> Path:
