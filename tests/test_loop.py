@@ -116,3 +116,20 @@ def test_metrics_keep_ties_apart():
     numbers = loop.metrics(one, zero, zero, zero, beta=0.5)
     assert (numbers["accuracies"], numbers["ties"], numbers["margins"]) == (0.5, 0.25, 0.25)
     assert pd.Series(numbers).notna().all()
+
+
+def test_another_way_of_scoring_reaches_training_and_evaluation(encoded):
+    from functools import partial
+
+    from dpo_tutorial.training import logps
+
+    average = partial(logps.completion_logps, average=True)
+    policy, pad = fresh()
+    ref_logps = loop.reference_logps(policy, encoded[:8], logps_of=average, **pad)
+    run = loop.train_dpo(
+        policy, encoded[:8], ref_logps, order=[[0, 1, 2, 3]], heldout=(encoded[:8], ref_logps), evaluate_every=1,
+        logps_of=average, **pad, **SETTINGS,
+    )  # fmt: skip
+    assert run.history[0]["loss"] == run.history[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    sums = loop.reference_logps(policy, encoded[:8], **pad)
+    assert (sums < 3 * ref_logps).all(), "a sum over several tokens is far below the mean"
