@@ -144,9 +144,7 @@ Answer with the last option only: cat, dog, hen. | hen | cat | dog | pig
 Answer with the first option only: gold, iron, lead. | gold | iron | lead | tin
 Repeat without the last word: We like green tea. | We like green | We like green tea | green tea | We like
 """
-QUESTIONS = (
-    "What is a dog?;What is rain?;Why do we sleep?;How do birds fly?;What is the moon?;What is a friend?".split(";")
-)
+QUESTIONS = "What is a dog?;What is rain?;Why do we sleep?;How do birds fly?".split(";")
 
 
 def lines(text: str) -> list[list[str]]:

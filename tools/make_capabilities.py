@@ -1,6 +1,6 @@
 """Make data/capabilities/: write all items, measure how often SmolLM2 gets each right, keep 20 to 90 per cent.
 
-python tools/make_capabilities.py        2 minutes
+python tools/make_capabilities.py        2 minutes on a quiet machine
 """
 
 import hashlib
@@ -41,7 +41,8 @@ def main() -> None:
     from dpo_tutorial.training import models, sampling
 
     model, tokenizer = models.load(CONFIG["model"], device="cpu")
-    items = pd.DataFrame(capability_items.items(CONFIG["seed"]))
+    written = capability_items.items(CONFIG["seed"])
+    items = pd.DataFrame(written)
 
     def sample(prompts, seed):
         options = {"n": CONFIG["samples"], "max_new_tokens": CONFIG["max_new_tokens"]}
@@ -51,7 +52,9 @@ def main() -> None:
     items["base"] = items["id"].map(scores.set_index("id")["p"]).round(3)
     chosen = kept(items, CONFIG)
     folder = DATA_DIR / "capabilities"
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen.to_dict("records"))
+    base = dict(zip(chosen["id"], chosen["base"], strict=True))
+    rows = [row | {"base": base[row["id"]]} for row in written if row["id"] in base]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "items.jsonl").write_text(text, encoding="utf-8")
     card = {"config": CONFIG, "config_hash": config_hash(CONFIG), "command": "python tools/make_capabilities.py"}
     counts = {name: [int((f["family"] == name).sum()) for f in (items, chosen)] for name in capabilities.FAMILIES}

@@ -10,11 +10,20 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dpo_tutorial.training import records
 
 POOL = Path("runs/nb15_pool.json")
-ALPACA = {"question": "length-controlled win rates", "source": "alpaca_eval"}
+ALPACA = {"question": "length-controlled win rates", "source": "alpaca_eval", "draws": 200, "seed": 0}
+PAIRS = (
+    ("oasst-rlhf-llama-33b", "oasst-sft-llama-33b"),
+    ("alpaca-farm-ppo-human", "alpaca-7b"),
+    ("gpt-3.5-turbo-1106_verbose", "gpt-3.5-turbo-1106"),
+    ("gpt-3.5-turbo-1106", "gpt-3.5-turbo-1106_concise"),
+    ("gpt-3.5-turbo-1106_verbose", "gpt-3.5-turbo-1106_concise"),
+    ("alpaca-7b_verbose", "alpaca-7b_concise"),
+)
 JUDGES = {"question": "judges against people", "source": "pandalm", "reference": "gpt-3.5-turbo's reference answers"}
 SUITE = {"question": "capabilities", "samples": 4, "max_new_tokens": 32, "seed": 0}
 SHORT = {
@@ -59,14 +68,31 @@ def run(config: dict) -> dict:
 
 
 def alpaca(config: dict) -> dict:
-    """Per model: rates, length effect, mean length, and the published rates."""
+    """Per model: rates, length effect, mean length, published rates; per pair: differences with 95 % intervals.
+
+    The intervals draw the instructions again, all models together, and fit everything anew.
+    """
     from dpo_tutorial.data import external
     from dpo_tutorial.evaluation import benchmarks
+    from dpo_tutorial.evaluation.length_control import length_controlled_win_rates
 
-    annotations = external.load("alpaca_eval", network=False)
-    table = benchmarks.rates_beside_published(annotations, external.alpaca_eval_leaderboard(network=False))
-    rows = table.reset_index().astype(object).where(table.reset_index().notna(), None)
-    return {"columns": list(rows.columns), "table": rows.to_numpy().tolist()}
+    judged = external.load("alpaca_eval", network=False)
+    table = benchmarks.rates_beside_published(judged, external.alpaca_eval_leaderboard(network=False)).reset_index()
+    rows = table.astype(object).where(table.notna(), None)
+    rng, names = np.random.default_rng(config["seed"]), ["win_rate", "length_controlled_win_rate"]
+    by_instruction = {i: part for i, part in judged.groupby("instruction_id")}
+    keys, draws = list(by_instruction), []
+    for _ in range(config["draws"]):
+        picked = [by_instruction[keys[k]] for k in rng.integers(len(keys), size=len(keys))]
+        again = pd.concat([part.assign(instruction_id=k) for k, part in enumerate(picked)])
+        rates = length_controlled_win_rates(again)[names]
+        draws.append([(rates.loc[a] - rates.loc[b]).to_numpy() for a, b in PAIRS])
+    low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0).round(2)
+    differences = {
+        f"{a} - {b}": {name: [low[k, j], high[k, j]] for j, name in enumerate(names)}
+        for k, (a, b) in enumerate(PAIRS)
+    }
+    return {"columns": list(rows.columns), "table": rows.to_numpy().tolist(), "differences": differences}
 
 
 def judges(config: dict) -> dict:
