@@ -45,8 +45,7 @@ def runs() -> list[dict]:
     smollm2 = [dict(SMOLLM2, start=start) for start in STARTS]
     batches = [
         dict(FAST, learning_rate=rate, batch_size=size, warmup_steps=max(1, 48 // size))
-        for size in (8, 32, 160)
-        for rate in (5e-4, 1e-3)
+        for size, rate in ((8, 2e-4), (32, 5e-4), (32, 1e-3), (80, 1e-3), (80, 2e-3))
     ]
     return [dict(config, seed=seed) for config in scored + long + starts + batches + smollm2 for seed in SEEDS]
 
