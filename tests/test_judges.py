@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -36,6 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.hanging, self.released = threading.Event(), threading.Event()
         self.script, self.requests, self.keys, self.lock = [], [], [], threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
@@ -50,6 +53,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.keys.append(self.headers.get("Authorization"))
             step = self.server.script.pop(0) if self.server.script else None
         if step == "nothing":
+            self.close_connection = True
+            return
+        if step == "hang":
+            self.server.hanging.set()
+            self.server.released.wait(30)
             self.close_connection = True
             return
         status, headers, body = step if isinstance(step, tuple) else (200, {}, step)
@@ -80,6 +88,7 @@ def server(monkeypatch):
     thread = threading.Thread(target=running.serve_forever, daemon=True, kwargs={"poll_interval": 0.02})
     thread.start()
     yield running
+    running.released.set()
     running.shutdown()
     running.server_close()
 
@@ -272,6 +281,22 @@ def test_a_killed_run_loses_no_answer_and_a_torn_line_is_asked_again(server, tmp
     assert len(endpoint(server, tmp_path).cache.answers) == 3, "the new line did not join the torn one"
 
 
+def test_a_run_killed_without_warning_loses_no_paid_answer(server, tmp_path):
+    server.script = [None, None, None, "hang"]
+    code = (
+        "import sys; from dpo_tutorial.data import judges\n"
+        "asked = [judges.Comparison(f'Question {i}?', f'good answer {i}', f'bad answer {i}') for i in range(6)]\n"
+        "judges.EndpointJudge(model='m', base_url=sys.argv[1], cache=sys.argv[2], workers=1)(asked)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path / "answers.jsonl")])
+    assert server.hanging.wait(60), "it asked for the fourth"
+    process.kill()
+    process.wait(10)
+    server.released.set()
+    assert endpoint(server, tmp_path)(PAIRS) == ["first"] * 6
+    assert len(server.requests) == 4 + 3, "three were paid for and kept; the fourth and the rest were asked again"
+
+
 def test_an_interrupt_keeps_the_answers_that_arrived(server, tmp_path):
     def interrupt(_seconds):
         raise KeyboardInterrupt
@@ -305,7 +330,7 @@ def test_missing_key_and_missing_package_say_what_to_do(server, tmp_path, monkey
     assert endpoint(server, tmp_path)(PAIRS[:1]) == ["first"], "a local endpoint needs no key"
     with pytest.raises(judges.JudgeUnavailable, match="set the environment variable JUDGE_KEY"):
         endpoint(server, tmp_path, base_url="https://judge.example/v1", key_env="JUDGE_KEY")(PAIRS[1:2])
-    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ImportError, match=r"pip install 'dpo-tutorial\[judge\]'"):
         endpoint(server, tmp_path)(PAIRS[1:2])
     assert endpoint(server, tmp_path)(PAIRS[:1]) == ["first"], "what is kept needs no client"
