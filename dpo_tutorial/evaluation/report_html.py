@@ -12,7 +12,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0 } th, td { text-align: left; vertical-align: top;
 padding: .25rem .5rem; border-bottom: 1px solid #ddd }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
+.number { text-align: right; font-variant-numeric: tabular-nums }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: 13px/1.45 ui-monospace, monospace }
 .warning { border-left: 4px solid #d9720b; background: #fdf3e7; padding: .5rem .8rem }
 @media print { body { margin: 0 } h2 { break-after: avoid } tr { break-inside: avoid } }
@@ -78,7 +78,8 @@ def _rows(header: list[str], rows: list[list]) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
+    numeric = [' class="number"' if isinstance(value, (int, float)) else "" for value in rows[0]]
+    head = "".join(f'<th scope="col"{n}>{_text(name)}</th>' for name, n in zip(header, numeric, strict=True))
     body = "".join(f"<tr>{line}</tr>" for line in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
