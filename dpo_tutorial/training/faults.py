@@ -15,8 +15,8 @@ from dpo_tutorial.training import encode, lab, logps, loop, models, records
 
 HEALTHY = {
     "pairs": "as shipped",
-    "count": 160,
-    "heldout_count": 64,
+    "count": 128,
+    "heldout_count": 32,
     "beta": 0.1,
     "learning_rate": 3e-4,
     "epochs": 1,
@@ -29,7 +29,7 @@ HEALTHY = {
     "scored": "completion",
     "reference": "start",
     "objective": "dpo",
-    "evaluate_every": 10,
+    "evaluate_every": 8,
 }
 GALLERY = {
     "rate too low": {"learning_rate": 1e-6},
@@ -45,8 +45,7 @@ GALLERY = {
     "cache in another order": {"reference": "misaligned"},
     "too easy": {"pairs": "easy"},
     "shortcut": {"pairs": "longer loses"},
-    "labels swapped": {"pairs": "swapped"},
-    "displacement": {"pairs": "similar"},
+    "labels swapped": {"pairs": "swapped", "learning_rate": 1e-3},
 }
 RECORDED_SEEDS = (0, 1, 2)
 OPENING = " I will tell you what I think of it, so here is my honest view of this film, in a few words."
@@ -76,6 +75,8 @@ PAIRS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "long": lambda frame: frame.assign(**{k: frame[k] * 3 for k in ("chosen", "rejected")}),
 }
 
+TASK_HELD_OUT = ("easy", "longer loses")
+
 
 @dataclass
 class Trained:
@@ -98,10 +99,14 @@ class Trained:
 
 
 def pairs_of(kind: str, part: str, count: int) -> pd.DataFrame:
-    """Lab pairs of ``part`` ("train", "heldout") with the fault ``kind`` of ``PAIRS``."""
+    """Lab pairs of ``part`` ("train", "heldout") with the fault ``kind`` of ``PAIRS``.
+
+    Held-out pairs of the kinds in ``TASK_HELD_OUT`` stay as shipped: the task one cares about.
+    """
     if kind not in PAIRS:
         raise ValueError(f"pairs is {kind!r}; accepted are {', '.join(PAIRS)}")
-    return PAIRS[kind](lab.load_pairs(part, count))
+    frame = lab.load_pairs(part, count)
+    return frame if part == "heldout" and kind in TASK_HELD_OUT else PAIRS[kind](frame)
 
 
 def encode_rows(tokenizer, frame, *, eos: int = 1, max_length: int | None = None) -> list[dict[str, list[int]]]:
@@ -167,7 +172,7 @@ def objective(name: str, beta: float) -> Callable:
 
 def record_config(**switches) -> dict:
     """The configuration of a record of notebook 10: what is switched, from what, seeds, prompts measured on."""
-    return {"switches": switches, "healthy": HEALTHY, "seeds": list(RECORDED_SEEDS), "prompts": 64}
+    return {"switches": switches, "healthy": HEALTHY, "seeds": list(RECORDED_SEEDS), "prompts": 48}
 
 
 def recorded(**switches) -> list[dict]:

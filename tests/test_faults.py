@@ -1,0 +1,62 @@
+"""Each warning caused for real: a fault switched on, a short run on the lab LM, and the monitor names it."""
+
+import pytest
+
+from dpo_tutorial.display.monitor import Monitor
+from dpo_tutorial.training import faults
+
+# 13 steps of 2 pairs: enough for a curve to settle, a second or two each.
+SHORT = {"count": 26, "batch_size": 2, "heldout_count": 8, "evaluate_every": 0, "warmup_steps": 1}
+FLAT = ("rate too low", "beta too small", "identical pairs", "tied reference", "nothing scored")
+
+
+def run(**switches):
+    return faults.train(seed=1, **(SHORT | switches))
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_flat_line_is_named_and_only_by_its_own_name(name):
+    assert set(run(**faults.GALLERY[name]).warnings) & set(FLAT) == {name}
+
+
+@pytest.mark.parametrize(
+    ("switches", "name"),
+    [
+        ({"learning_rate": 1e-2}, "rate too high"),
+        ({"beta": 20.0}, "beta too high"),
+        ({"dtype": "float16"}, "not finite"),
+        ({"dtype": "bfloat16"}, "updates lost"),
+        ({"reference": "misaligned"}, "wrong reference"),
+        ({"reference": "before SFT"}, "wrong reference"),
+        ({"pairs": "easy", "learning_rate": 1e-3}, "too easy"),
+        ({"eos": 0}, "EOS not once"),
+        ({"eos": 2}, "EOS not once"),
+    ],
+)
+def test_a_fault_is_named(switches, name):
+    assert name in run(**switches).warnings
+
+
+def test_what_is_written_warns_too():
+    wild = run(learning_rate=2e-2)
+    faults.measure(wild, prompts=24, seed=1)
+    assert {"runs on", "repeats itself"} & set(wild.warnings)
+
+
+def test_a_healthy_run_is_left_alone():
+    assert run().warnings == []
+
+
+def test_switches_and_kinds_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="no such switch: lr; there are pairs, count"):
+        faults.train(seed=0, lr=1e-3)
+    with pytest.raises(ValueError, match="pairs is 'odd'; accepted are as shipped"):
+        faults.pairs_of("odd", "train", 4)
+    with pytest.raises(ValueError, match="objective is 'odd'"):
+        faults.objective("odd", 0.1)
+
+
+def test_a_doubled_template_is_named():
+    monitor = Monitor("template", show=False)
+    monitor.update(0, {"template_openings": 2.0})
+    assert [symptom.name for symptom in monitor.warnings()] == ["template twice"]
