@@ -261,7 +261,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.lists(ROW, min_size=1, max_size=30), st.integers(1, 30))
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_odd_rows_never_stop_the_audit(tmp_path, rows, max_length):

@@ -114,9 +114,11 @@ def audit(
         if not len(unseen):
             raise _no_pairs(test, faulty)
     lines = frame.pop(_LINE).to_numpy()
+    form = frame.attrs.get("format")
     data = Pairs.of(frame, sample=sample, seed=seed)
+    frame = data.frame
     checks = _run(data, rejected, unseen, encode, max_length)
-    report = Report(str(path), frame.attrs.get("format"), frame, rejected, checks, len(data.sample), lines=lines)
+    report = Report(str(path), form, frame, rejected, checks, len(data.sample), lines=lines)
     report.seconds = time.perf_counter() - start
     return report
 

@@ -43,6 +43,9 @@ class Pairs:
     @classmethod
     def of(cls, frame: pd.DataFrame, *, sample: int, seed: int) -> "Pairs":
         texts = [[filters.as_text(value) for value in frame[name]] for name in ("prompt", "chosen", "rejected")]
+        for name, values in zip(("prompt", "chosen", "rejected"), texts, strict=True):
+            # The same strings, not copies: every filter below reads them as they are.
+            frame = frame.assign(**{name: pd.Series(values, dtype=object, index=frame.index)})
         picks = np.random.default_rng(seed).permutation(len(frame))[:sample]
         return cls(frame, *texts, np.sort(picks), seed)
 

@@ -101,20 +101,19 @@ def alike(pairs: Pairs) -> Check:
 
 def repetition(pairs: Pairs) -> Check:
     """One and the same response in many pairs: boilerplate, or a sampler that collapsed."""
-    texts = [filters.normal(text) for text in (*pairs.chosen, *pairs.rejected)]
-    counts = Counter(texts)
-    distinct = {prompt for prompt in pairs.prompts}
-    text, n = counts.most_common(1)[0]
-    often = {text for text, n in counts.items() if n >= max(5, 0.005 * len(pairs))}
+    texts = [*pairs.chosen, *pairs.rejected]
+    keys = [filters.digest(text) for text in texts]
+    counts = Counter(keys)
+    key, n = counts.most_common(1)[0]
+    often = {key for key, n in counts.items() if n >= max(5, 0.005 * len(pairs))}
     half = len(pairs)
-    rows = np.array([k for k in range(half) if texts[k] in often or texts[half + k] in often], dtype=int)
-    summary = f"{len(counts) / len(texts):.3f} distinct responses per response; the most frequent occurs {n:,} times"
+    rows = np.array([k for k in range(half) if keys[k] in often or keys[half + k] in often], dtype=int)
+    summary = f"{len(counts) / len(keys):.3f} distinct responses per response; the most frequent occurs {n:,} times"
     check = Check("repetition", "Responses that are repeated", summary, rows=rows)
-    check.numbers = {"distinct_share": len(counts) / len(texts), "most_frequent": n, "pairs": len(rows)}
-    if len(rows) >= 0.01 * half and len(distinct) > 1:
-        check.finding = (
-            f"{count(len(often), 'response')} recur and stand in {count(len(rows), 'pair')}: {text[:60]!r}"
-        )
+    check.numbers = {"distinct_share": len(counts) / len(keys), "most_frequent": n, "pairs": len(rows)}
+    if len(rows) >= 0.01 * half and len(set(pairs.prompts)) > 1:
+        example = texts[keys.index(key)][:60]
+        check.finding = f"{count(len(often), 'response')} recur and stand in {count(len(rows), 'pair')}: {example!r}"
         check.remedy = "drop the pairs with boilerplate, or sample again with a higher temperature"
         check.severity = 0.8 * len(rows) / half
     return check

@@ -5,6 +5,7 @@ reasons)``: rows in their order with their index, and a Counter with ``len(frame
 cannot judge (no votes, no score) it drops under a reason of its own; nothing is dropped silently.
 """
 
+import hashlib
 import re
 import unicodedata
 import zlib
@@ -92,14 +93,13 @@ def similarities(frame: pd.DataFrame) -> np.ndarray:
 
 def drop_duplicates(frame: pd.DataFrame) -> Filtered:
     """Keep the first of pairs with the same prompt, chosen and rejected (but for case, spaces, Unicode form)."""
-    keys = pd.DataFrame({name: [normal(t) for t in values] for name, values in _texts(frame).items()})
+    keys = pd.Series(list(zip(*_keys(frame).values(), strict=True)), dtype=object)
     return _drop(frame, {"duplicate": keys.duplicated().to_numpy()})
 
 
 def drop_contradictions(frame: pd.DataFrame) -> Filtered:
     """Drop pairs whose prompt and responses occur with the opposite label too: all of them, on both sides."""
-    texts = {name: [normal(t) for t in values] for name, values in _texts(frame).items()}
-    keys = list(zip(*texts.values(), strict=True))
+    keys = list(zip(*_keys(frame).values(), strict=True))
     seen = set(keys)
     return _drop(frame, {"contradiction": [a != b and (p, b, a) in seen for p, a, b in keys]})
 
@@ -107,8 +107,8 @@ def drop_contradictions(frame: pd.DataFrame) -> Filtered:
 def drop_near_duplicates(frame: pd.DataFrame, *, similarity: float = 0.8) -> Filtered:
     """Keep the first of pairs whose runs of three words overlap by at least ``similarity`` (Jaccard).
 
-    Compared is prompt, chosen and rejected as one text. Candidates come from datasketch's MinHash LSH (at
-    .8 it misses one in a hundred, below .5 it is of no use) and are then compared exactly.
+    Compared is prompt, chosen and rejected as one text. Candidates come from datasketch's MinHash (at .8
+    one in a hundred is missed, below .5 it is of no use) and are then compared exactly.
     """
     _share("similarity", similarity)
     texts = [" ".join(parts) for parts in zip(*_texts(frame).values(), strict=True)]
@@ -117,22 +117,45 @@ def drop_near_duplicates(frame: pd.DataFrame, *, similarity: float = 0.8) -> Fil
 
 def near_matches(texts: list[str], references: list[str] | None = None, *, similarity: float) -> np.ndarray:
     """(N,) which texts nearly repeat a reference; without references, which nearly repeat an earlier text kept."""
-    from datasketch import MinHash, MinHashLSH
-
     _share("similarity", similarity)
-    index, kept, found = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS)), {}, []
-    options = {"num_perm": _BANDS * _ROWS, "hashfunc": zlib.crc32}
-    for key, sketch in enumerate(MinHash.generator(map(_shingles, references or []), **options)):
-        index.insert(key, sketch)
-        kept[key] = references[key]
-    for number, sketch in enumerate(MinHash.generator(map(_shingles, texts), **options)):
-        candidates = index.query(sketch)
-        own = _shingles(texts[number]) if candidates else set()
-        found.append(any(_jaccard(own, _shingles(kept[key])) >= similarity for key in candidates))
-        if references is None and not found[-1]:
-            index.insert(number, sketch)
-            kept[number] = texts[number]
-    return np.array(found, dtype=bool)
+    own = references is None
+    everything = texts if own else [*references, *texts]
+    first = 0 if own else len(references)
+    sketches = _sketches(everything)
+    # Which texts share a band with which: for every band, the texts whose band occurs more than once, by group.
+    groups = [[] for _ in everything]
+    for band in range(_BANDS):
+        part = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS])
+        keys = part.view(np.dtype((np.void, part.itemsize * _ROWS))).ravel()
+        _, codes, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        for k in np.flatnonzero(counts[codes] > 1):
+            groups[k].append((band, int(codes[k])))
+    kept, found = {}, np.zeros(len(everything), dtype=bool)
+    for k, mine in enumerate(groups):
+        if k >= first:
+            others = sorted({other for group in mine for other in kept.get(group, ())})
+            found[k] = bool(others) and _repeats(k, np.array(others), everything, sketches, similarity)
+        if (own and not found[k]) or k < first:
+            for group in mine:
+                kept.setdefault(group, []).append(k)
+    return found[first:]
+
+
+def _sketches(texts: list[str]) -> np.ndarray:
+    """(N, bands x rows) MinHash values of the texts' runs of three words."""
+    from datasketch import MinHash
+
+    made = MinHash.generator(map(_shingles, texts), num_perm=_BANDS * _ROWS, hashfunc=zlib.crc32)
+    values = [sketch.hashvalues.astype(np.uint32) for sketch in made]
+    return np.stack(values) if values else np.zeros((0, _BANDS * _ROWS), dtype=np.uint32)
+
+
+def _repeats(k: int, others: np.ndarray, texts: list[str], sketches: np.ndarray, similarity: float) -> bool:
+    """Whether text ``k`` overlaps with one of ``others``: sketches rule most out, the rest are compared exactly."""
+    estimate = (sketches[others] == sketches[k]).mean(axis=1)
+    likely = others[estimate >= similarity - 0.25]  # four standard errors of the estimate
+    own = _shingles(texts[k]) if len(likely) else set()
+    return any(_jaccard(own, _shingles(texts[other])) >= similarity for other in likely)
 
 
 def drop_leaks(frame: pd.DataFrame, test: pd.DataFrame, *, similarity: float | None = None) -> Filtered:
@@ -300,6 +323,16 @@ def normal(text: str) -> str:
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return " ".join(text.casefold().split())
+
+
+def _keys(frame: pd.DataFrame) -> dict[str, list[bytes]]:
+    """Digests of the normal forms of the texts: equal where the texts are, at 16 bytes each."""
+    return {name: [digest(text) for text in values] for name, values in _texts(frame).items()}
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that are equal for texts which differ in case, spaces and Unicode form only."""
+    return hashlib.blake2b(normal(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _shingles(text: str) -> set[bytes]:

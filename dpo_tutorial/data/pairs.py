@@ -128,7 +128,8 @@ class _Table:
     def frame(self) -> pd.DataFrame:
         for column in self.columns.values():
             column.extend([None] * (self.rows - len(column)))
-        return pd.DataFrame({name: _column(name, values) for name, values in self.columns.items()})
+        names = list(self.columns)  # each list is given up as soon as its column is made
+        return pd.DataFrame({name: _column(name, self.columns.pop(name)) for name in names})
 
 
 def _column(name: str, values: list) -> pd.Series:
