@@ -125,6 +125,17 @@ def test_near_duplicates_are_found_and_others_are_not():
     assert filters.near_matches(["a b c d e", "x y z"], ["a b c d e f"], similarity=0.7).tolist() == [True, False]
 
 
+def test_texts_of_one_template_take_no_time_squared():
+    """Every text overlaps with every other by a half: candidates abound, near duplicates are few."""
+    rng = random.Random(0)
+    template = " ".join(f"fixed{k}" for k in range(60))
+    texts = [f"{template} " + " ".join(f"own{rng.randrange(10**6)}" for _ in range(25)) for _ in range(1500)]
+    texts[700] = texts[3] + " more"
+    start = time.process_time()
+    found = filters.near_matches(texts, similarity=0.8)
+    assert np.flatnonzero(found).tolist() == [700] and time.process_time() - start < 10
+
+
 def test_leaks():
     long = "a response of quite some words that nobody writes twice"
     test = frame(("secret prompt of the test set", long, "short"))

@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 import numpy as np
@@ -137,7 +137,7 @@ def near_matches(texts: list[str], references: list[str] | None = None, *, simil
             found[k] = bool(others) and _repeats(k, np.array(others), everything, sketches, similarity)
         if (own and not found[k]) or k < first:
             for group in mine:
-                kept.setdefault(group, []).append(k)
+                kept.setdefault(group, deque(maxlen=50)).append(k)
     return found[first:]
 
 
@@ -153,7 +153,8 @@ def _sketches(texts: list[str]) -> np.ndarray:
 def _repeats(k: int, others: np.ndarray, texts: list[str], sketches: np.ndarray, similarity: float) -> bool:
     """Whether text ``k`` overlaps with one of ``others``: sketches rule most out, the rest are compared exactly."""
     estimate = (sketches[others] == sketches[k]).mean(axis=1)
-    likely = others[estimate >= similarity - 0.25]  # four standard errors of the estimate
+    order = np.argsort(-estimate, kind="stable")[:5]  # texts of one template have hundreds of others
+    likely = others[order[estimate[order] >= similarity - 0.25]]  # four standard errors of the estimate
     own = _shingles(texts[k]) if len(likely) else set()
     return any(_jaccard(own, _shingles(texts[other])) >= similarity for other in likely)
 
