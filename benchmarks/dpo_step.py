@@ -84,7 +84,7 @@ def trainer_for(variant: str, rows: list, batch: int, dtype, folder: str):
     from dpo_tutorial.training.trl_fast import FastDPOTrainer
 
     trl_bridge.quiet_libraries()
-    seen = {"caching": 0.0, "ends": []}
+    seen = {"caching": 0.0, "ends": [], "cpu": []}
     if variant == "trl_memory":
         models.keep_memory()  # the fast trainer does so itself
 
@@ -103,6 +103,7 @@ def trainer_for(variant: str, rows: list, batch: int, dtype, folder: str):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seen["ends"].append(time.perf_counter())
+            seen["cpu"].append(time.process_time())
 
     source = models.fetch_smollm2()
     options = {"beta": 0.1, "learning_rate": 3e-4, "epochs": 1, "batch_size": batch, "seed": 0, "max_length": None}
@@ -155,6 +156,7 @@ def measure(variant: str, shape: tuple, batch: int, dtype_name: str, steps: int)
         "dtype": dtype_name,
         "computed_in": str(compute).removeprefix("torch."),
         "step_seconds": durations,
+        "step_cpu_seconds": [b - a for a, b in zip(seen["cpu"], seen["cpu"][1:], strict=False)],
         "caching_seconds_per_pair": seen["caching"] / len(rows),
         "pairs_per_second": 1 / seconds,
         "peak_bytes": peak,

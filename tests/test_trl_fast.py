@@ -3,12 +3,15 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl_oracle import WORDS, tokenizer
 
+from dpo_tutorial.training import fast_ops, fast_step, models
 from dpo_tutorial.training.models import lora_config
-from dpo_tutorial.training.trl_fast import FastDPOTrainer
+from dpo_tutorial.training.trl_fast import DROPPED, FastDPOTrainer
 
 TEMPLATE = "{% for m in messages %}{{ 'the ' if m.role == 'user' else 'it ' }}{{ m.content }} {% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}it {% endif %}"
@@ -144,3 +147,196 @@ def test_a_run_equals_trls_number_for_number(case, tmp_path):
     assert abs(losses[-1] - losses[0]) > 0.01  # the runs went somewhere
     for (name, ours), theirs in zip(fast.model.named_parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_smollm2_equals_trl(tmp_path):
+    """Three steps of the course's model on ragged pairs, in float32."""
+    runs = []
+    for kind in (FastDPOTrainer, DPOTrainer):
+        model, words = models.load("smollm2", device="cpu", dtype=torch.float32)
+        trainer = kind(
+            model=model,
+            args=settings(tmp_path, max_steps=3, learning_rate=1e-3, per_device_train_batch_size=2),
+            train_dataset=pairs(6, chat=True),
+            processing_class=words,
+            peft_config=lora_config(rank=4),
+        )
+        trainer.train()
+        runs.append(trainer)
+    assert runs[0].fast_step_reason is None
+    assert largest_difference(*runs) < 1e-3
+
+
+def test_packing_by_hand():
+    ids = torch.tensor([[5, 6, 7, 8, 0], [3, 4, 9, 0, 0], [5, 6, 9, 10, 11], [3, 4, 9, 7, 0]])
+    mask = (ids > 0).long()
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :2] = -100
+    layout = fast_step.pack(ids, mask, labels)
+    # the first pair shares 5 6, the second 3 4 (its chosen 9 predicts nothing in one row, 7 in the other)
+    assert layout.pieces == [(2, 1, 2), (2, 0, 1)]
+    assert layout.input_ids.tolist() == [5, 6, 7, 9, 10, 3, 4, 9]
+    assert layout.position_ids.tolist() == [0, 1, 2, 2, 3, 0, 1, 2]
+    assert layout.rows.tolist() == [1, 2, 6, 1, 3, 4, 6, 7]
+    assert layout.targets.tolist() == [7, 8, 9, 9, 10, 11, 9, 7]
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "words"),
+    [([[1, 2]] * 3, [[1, 1]] * 3, "3 rows is not pairs"), ([[0, 2]] * 2, [[0, 1]] * 2, "not on the right")],
+)
+def test_packing_refuses(ids, mask, words):
+    with pytest.raises(fast_step.Unsupported, match=words):
+        fast_step.pack(torch.tensor(ids), torch.tensor(mask), torch.tensor(ids))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_head_against_autograd(frozen, monkeypatch):
+    monkeypatch.setattr(fast_ops, "HEAD_ROWS", 3)
+    generator = torch.Generator().manual_seed(1)
+    hidden = (5 * torch.randn(8, 16, generator=generator)).requires_grad_()
+    weight = (5 * torch.randn(40, 16, generator=generator)).requires_grad_(not frozen)  # log-probabilities below -200
+    targets = torch.randint(40, (8,), generator=generator)
+    slope = torch.randn(8, generator=generator)
+    logits = hidden @ weight.T
+    log_probs = logits.log_softmax(-1)
+    expected = {
+        "log_probs": log_probs.gather(1, targets[:, None])[:, 0],
+        "entropy": -(log_probs.exp() * log_probs).sum(-1),
+        "mean_logits": logits.mean(-1),
+        "is_top1": logits.argmax(-1) == targets,
+    }
+    assert expected["log_probs"].min() < -110  # smaller than any float32
+    leaves = [hidden] if frozen else [hidden, weight]
+    wanted = torch.autograd.grad((expected["log_probs"] * slope).sum(), leaves)
+    scores = fast_ops.head(hidden, weight, targets, metrics=True)
+    for name, value in expected.items():
+        torch.testing.assert_close(scores[name], value, atol=2e-3, rtol=1e-4)
+    for ours, theirs in zip(torch.autograd.grad((scores["log_probs"] * slope).sum(), leaves), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_both_ways_of_attending_agree():
+    generator = torch.Generator().manual_seed(2)
+    sizes = [(4, 3, 5), (0, 2, 1), (6, 0, 3), (3, 0, 0)]
+    tokens = sum(map(sum, sizes))
+    nothing = torch.zeros(0)
+    layout = fast_step.Layout(nothing, nothing, sizes, nothing, nothing, nothing)
+    query, key, value = (torch.randn(tokens, heads, 8, generator=generator) for heads in (4, 2, 2))
+    pieces = fast_step.attend_pieces(query, key, value, layout, 0.3)
+    torch.testing.assert_close(pieces, fast_step.attend_rows(query, key, value, layout, 0.3))
+    last = slice(12 - 5, 12)  # the first pair's rejected tokens, each row by hand
+    for i in range(last.start, last.stop):
+        seen = [*range(4), *range(last.start, i + 1)]
+        for head in range(4):
+            weights = (0.3 * query[i, head] @ key[seen, head // 2].T).softmax(0)
+            by_hand = weights @ value[seen, head // 2]
+            torch.testing.assert_close(pieces[i].view(4, 8)[head], by_hand)
+
+
+def scored(trainer, batch):
+    """The loss of a batch with its gradient, and the floating-point operations that took."""
+    trainer.model.train()
+    with FlopCounterMode(display=False) as counter:
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+    return counter.get_total_flops()
+
+
+def test_it_computes_what_is_needed_and_little_else(tmp_path):
+    """Counted operations: 2 N forward and 2 N backward per distinct token, with LoRA and attention some more."""
+    model = small_llama(0, hidden_size=128, intermediate_size=256)
+    options = dict(lora=True, precompute_ref_log_probs=True, max_steps=1, model=model)
+    trainer = trained(FastDPOTrainer, tmp_path, **options)
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    layout = fast_step.pack(batch["input_ids"], batch["attention_mask"], labels)
+    body = sum(p.numel() for name, p in model.named_parameters() if "base_layer" in name)
+    needed = 4 * (body * len(layout.input_ids) + len(WORDS) * 128 * len(layout.rows))
+    ours = scored(trainer, batch)
+    theirs = scored(trained(DPOTrainer, tmp_path, **options), batch)
+    assert needed * 0.7 < ours < needed * 1.3 and theirs > 1.8 * ours
+    untouched = [p for name, p in trainer.model.named_parameters() if "lora" not in name]
+    assert all(p.grad is None for p in untouched)
+
+
+def test_fewer_metrics_on_request(tmp_path):
+    options = dict(lora=True, max_steps=3)
+    fast = trained(lambda **given: FastDPOTrainer(full_metrics=False, **given), tmp_path, **options)
+    plain = trained(DPOTrainer, tmp_path, **options)
+    for ours, theirs in zip(numbers(fast), numbers(plain), strict=True):
+        assert set(theirs) - set(ours) == (set(DROPPED) if "loss" in theirs else set())
+        assert all(abs(ours[name] - theirs[name]) < 1e-3 for name in ours if name != "rewards/accuracies")
+
+
+@pytest.mark.parametrize("changes", [{"bf16": True}, {"base": torch.bfloat16}], ids=["autocast", "bfloat16 base"])
+@pytest.mark.parametrize("compute_dtype", [None, torch.float32, torch.bfloat16])
+def test_bfloat16_is_as_near_to_float32_as_trls(changes, compute_dtype, tmp_path):
+    changes = dict(changes)
+    base = changes.pop("base", torch.float32)
+    options = dict(lora=True, max_steps=5, learning_rate=1e-2)
+
+    def losses(kind, base, **changes):
+        trainer = trained(kind, tmp_path, model=small_llama(0).to(base), **options, **changes)
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters() if p.requires_grad)
+        return torch.tensor([line["loss"] for line in numbers(trainer) if "loss" in line]), trainer
+
+    exact, _ = losses(DPOTrainer, torch.float32)
+    theirs, _ = losses(DPOTrainer, base, **changes)
+    ours, trainer = losses(lambda **given: FastDPOTrainer(compute_dtype=compute_dtype, **given), base, **changes)
+    assert trainer.fast_step_reason is None
+    assert (ours - exact).abs().max() < 2 * (theirs - exact).abs().max() + 5e-3
+
+
+def qwen(seed):
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=len(WORDS), num_key_value_heads=2, **shape))
+
+
+FALLBACKS = {
+    "another architecture": (dict(model=qwen), "Qwen2ForCausalLM"),
+    "WPO's weights": (dict(use_weighting=True), "WPO"),
+    "rotary angles by length": (
+        dict(model=lambda seed: small_llama(seed, rope_scaling={"rope_type": "dynamic", "factor": 2.0})),
+        "depends on the length",
+    ),
+    "DoRA": (dict(peft=LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])), "not the plain one"),
+    "LoRA dropout": (
+        dict(peft=LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj"]), disable_dropout=False),
+        "LoRA dropout",
+    ),
+    "an adapter on the embedding": (dict(peft=LoraConfig(r=4, target_modules=["embed_tokens"])), "Embedding"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), FALLBACKS.values(), ids=FALLBACKS)
+def test_what_it_cannot_do_is_left_to_trl_with_a_reason(changes, words, tmp_path, caplog):
+    changes = dict(changes)
+    make, peft = changes.pop("model", small_llama), changes.pop("peft", lora_config(rank=4))
+    runs = []
+    for kind in (FastDPOTrainer, DPOTrainer):
+        args = settings(tmp_path, max_steps=3, **changes)
+        trainer = kind(
+            model=make(0), args=args, train_dataset=pairs(12), processing_class=tokenizer(), peft_config=peft
+        )
+        trainer.train()
+        runs.append(trainer)
+    assert words in runs[0].fast_step_reason and words in caplog.text
+    assert largest_difference(*runs) < 1e-6
+
+
+def test_a_batch_padded_on_the_left_is_left_to_trl(tmp_path):
+    trainer = trained(FastDPOTrainer, tmp_path, lora=True, max_steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert trainer.fast_step_reason is None
+    trainer.compute_loss(trainer.model, {name: value.flip(1) for name, value in batch.items()})
+    assert trainer.fast_step_reason == "the padding is not on the right"
+
+
+def test_generation_and_plain_calls_are_unchanged(tmp_path):
+    trainer = trained(FastDPOTrainer, tmp_path, lora=True, max_steps=1)
+    plain = trained(DPOTrainer, tmp_path, lora=True, max_steps=1)
+    prompt = torch.tensor([[3, 4, 5]])
+    samples = [t.model.eval().generate(input_ids=prompt, max_new_tokens=5, do_sample=False) for t in (trainer, plain)]
+    assert samples[0].tolist() == samples[1].tolist() and samples[0].shape[1] > 3
+    torch.testing.assert_close(trainer.model(prompt).logits, plain.model(prompt).logits, atol=1e-4, rtol=1e-4)

@@ -172,12 +172,19 @@ class TrainedHead(torch.autograd.Function):
 def _log_probs(logits: Tensor, targets: Tensor, metrics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Of logits (n, V): the targets' log-probabilities, log normalisers, probabilities, is the target the first top.
 
-    The normaliser comes from the largest probability, at least 1 / V, where the target's own may have underflowed.
+    One pass for the probabilities; the normaliser follows from the target's. Where that is so small that float32
+    rounds it, the largest one, at least 1 / V, gives it.
     """
     probs = torch.softmax(logits, 1, dtype=torch.float32)
-    log_norm = logits.amax(1).float() - probs.amax(1).log()
-    top1 = logits.argmax(1) == targets if metrics else None
-    return logits.gather(1, targets[:, None])[:, 0].float() - log_norm, log_norm, probs, top1
+    wanted, score = probs.gather(1, targets[:, None])[:, 0], logits.gather(1, targets[:, None])[:, 0].float()
+    log_norm = score - wanted.log()
+    small = (wanted < 1e-30).nonzero()[:, 0]
+    if len(small):
+        log_norm[small] = logits[small].amax(1).float() - probs[small].amax(1).log()
+    top1 = None
+    if metrics:  # in float32 no two logits are equal; in bfloat16 many are, and the first one counts
+        top1 = wanted >= probs.amax(1) if logits.dtype == torch.float32 else logits.argmax(1) == targets
+    return score - log_norm, log_norm, probs, top1
 
 
 def head(hidden: Tensor, weight: Tensor, targets: Tensor, *, metrics: bool) -> dict[str, Tensor]:

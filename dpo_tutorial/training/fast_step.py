@@ -9,7 +9,7 @@ Three savings against scoring the 2B padded rows one by one:
 The numbers are those of the model's own forward pass up to rounding. Frozen weights get no gradient.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,17 @@ class Layout:
     rows: Tensor
     targets: Tensor
     label_mask: Tensor
+    biases: dict = field(default_factory=dict)
+
+    def bias(self, shared: int, rejected: int, like: Tensor) -> Tensor:
+        """What keeps a rejected token from seeing later ones: 0 or -inf (rejected, shared + rejected), made once."""
+        key = shared, rejected, like.dtype
+        if key not in self.biases:
+            later = torch.ones(rejected, shared + rejected, dtype=torch.bool, device=like.device).triu(shared + 1)
+            self.biases[key] = torch.zeros(later.shape, dtype=like.dtype, device=like.device).masked_fill_(
+                later, -torch.inf
+            )
+        return self.biases[key]
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Layout:
@@ -100,8 +111,7 @@ def attend_pieces(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sca
             outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True))
         if r:
             k, v = torch.cat([k[:, :, :s], k_rejected], 2), torch.cat([v[:, :, :s], v_rejected], 2)
-            mask = torch.ones(r, s + r, dtype=torch.bool, device=q.device).tril(s)
-            bias = torch.zeros(r, s + r, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+            bias = layout.bias(s, r, q)
             outputs.append(F.scaled_dot_product_attention(q_rejected, k, v, bias, scale=scale, enable_gqa=True))
     return torch.cat([output[0].transpose(0, 1) for output in outputs]).flatten(1)
 
