@@ -108,7 +108,9 @@ def repetition(pairs: Pairs) -> Check:
     often = {key for key, n in counts.items() if n >= max(5, 0.005 * len(pairs))}
     half = len(pairs)
     rows = np.array([k for k in range(half) if keys[k] in often or keys[half + k] in often], dtype=int)
-    summary = f"{len(counts) / len(keys):.3f} distinct responses per response; the most frequent occurs {n:,} times"
+    summary = (
+        f"{len(counts) / len(keys):.3f} distinct responses per response; the most frequent stands {count(n, 'time')}"
+    )
     check = Check("repetition", "Responses that are repeated", summary, rows=rows)
     check.numbers = {"distinct_share": len(counts) / len(keys), "most_frequent": n, "pairs": len(rows)}
     if len(rows) >= 0.01 * half and len(set(pairs.prompts)) > 1:

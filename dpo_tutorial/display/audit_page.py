@@ -49,7 +49,7 @@ def page(report: Report) -> str:
         *_pictures(report),
         *(_examples(report, check) for check in report.findings if len(check.rows)),
         _rejected(report),
-        f"<footer><p>{_escape(LIMITS)}</p><p>{report.seconds:.0f} seconds; classifiers and tokens on "
+        f"<footer><p>{_escape(LIMITS)}</p><p>{count(round(report.seconds), 'second')}; classifiers and tokens on "
         f"{count(report.sampled, 'sampled pair')}.</p></footer></body></html>",
     ]
     return "\n".join(filter(None, parts))
@@ -148,6 +148,7 @@ def _classifier_picture(checks: dict[str, Check]) -> str:
     ax.set(xlim=(0.4, 1), ylim=(len(drawn) - 0.5, -0.5), xlabel="held-out accuracy")
     words = next((check.numbers.get("telling_words") for check in drawn if "telling_words" in check.numbers), None)
     caption = "Two classifiers that never see the prompt; guessing is right half the time (dotted line). "
+    caption += "A high figure means that the labels can be had without reading. "
     if words:
         caption += f"Most telling words for chosen: {', '.join(words['chosen'])}; for rejected: "
         caption += f"{', '.join(words['rejected'])}."
