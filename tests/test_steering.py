@@ -3,10 +3,12 @@
 import asyncio
 import math
 
+import numpy as np
 import pytest
 import torch
 from trl_oracle import WORDS, tiny_llama, tokenizer
 
+from dpo_tutorial.display import frontier_plots
 from dpo_tutorial.display.steering_panel import SteeringPanel, Writing, steering_panel, table_html
 from dpo_tutorial.training import frontier, models, steering
 from dpo_tutorial.training.encode import collate_completions, text_ids
@@ -290,3 +292,33 @@ def test_writings_are_steered_completions_with_their_rewards(steered):
     for w, ids in zip(last, state.completion_ids, strict=True):
         text = tok.decode(ids, skip_special_tokens=True)
         assert (w.text, w.reward, w.tokens) == (text, len(PROMPTS[0] + text), len(ids))
+
+
+def fake_run(beta, seed):
+    rows = [{"step": s, "reward": [0.5 + s / 100, 0, 1], "kl": [s / beta + seed, 0, 9]} for s in (1, 2, 3)]
+    for row in rows:
+        row["heldout_loss"] = 0.6 + beta
+    return {"curve": rows[:2], "final": rows[2]}
+
+
+def test_curves_begin_at_the_reference_and_end_with_the_run():
+    steps, values = frontier_plots.curve([fake_run(1, 0), fake_run(1, 1)], "kl", [0.0, 0.0])
+    assert steps == [0, 1, 2, 3] and values.tolist() == [[0, 1, 2, 3], [0, 2, 3, 4]]
+    assert frontier_plots.curve([fake_run(2, 0)], "heldout_loss", [0.7])[1].tolist() == [[0.7, 2.6, 2.6, 2.6]]
+
+
+def test_the_figures_of_the_frontier_are_drawn():
+    by_beta = {beta: [fake_run(beta, seed) for seed in (0, 1)] for beta in (0.05, 0.1, 0.2, 0.5, 1, 5)}
+    base = {"SFT": by_beta[1], "unlikelihood": by_beta[5]}
+    lines = {name: [[0, 0.4], [1, 0.5]] for name in ("one", "two", "three")}
+    distances = {1: [[0.2, 0.1, 0.3]] * 2, 0.1: [[0.2, 0.1, 0.3]] * 2}
+    distances = {beta: np.array(values) for beta, values in distances.items()}
+    figures = [
+        frontier_plots.while_training(by_beta, [0.4, 0.5]),
+        frontier_plots.reward_against_kl(by_beta, base, by_beta[1], [0.4, 0.5]),
+        frontier_plots.loss_and_reward(by_beta, 0.1, 1, [0.4, 0.5]),
+        frontier_plots.steered_and_retrained(distances, [0, 1, 2], 0.1, lines, by_beta[1], "retrained"),
+    ]
+    labels = [text.get_text() for ax in figures[1].axes for text in ax.get_legend().get_texts()]
+    assert labels[0] == "DPO, beta 0.05" and "unlikelihood" in labels and len(labels) == 9
+    assert all(figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel() for figure in figures)

@@ -78,6 +78,17 @@ def interval(values, clusters) -> list[float]:
     return [round(float(means.mean() + shift), 4) for shift in (0, -half, half)]
 
 
+def recorded_band(intervals: list[list[float]]) -> tuple[float, float]:
+    """Where a live number should lie: the range of the recorded means, widened by half of itself and by 2 errors.
+
+    >>> recorded_band([[0.5, 0.46, 0.54], [0.6, 0.56, 0.64]])
+    (0.41, 0.69)
+    """
+    means = [mean for mean, _, _ in intervals]
+    slack = (max(means) - min(means)) / 2 + max(high - low for _, low, high in intervals) / 2
+    return round(min(means) - slack, 2), round(max(means) + slack, 2)
+
+
 def numbers(drawn: pd.DataFrame) -> dict:
     """Reward and KL of fresh samples with their intervals, words per response, share that ended by itself."""
     return {
