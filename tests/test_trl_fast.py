@@ -1,15 +1,22 @@
 """The fast step against TRL's own: pieces against autograd, whole runs against whole runs."""
 
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl_oracle import WORDS, tokenizer
 
-from dpo_tutorial.training import fast_ops, fast_step, models
+from dpo_tutorial.training import checkpoints, fast_ops, fast_step, models
 from dpo_tutorial.training.models import lora_config
 from dpo_tutorial.training.trl_fast import DROPPED, FastDPOTrainer
 
@@ -75,15 +82,26 @@ def settings(folder, **changes) -> DPOConfig:
     return DPOConfig(**(common | changes))
 
 
-def trained(kind, folder, *, lora: bool, chat: bool = False, count: int = 30, with_eval=False, model=None, **changes):
-    """A finished run of 20 steps: the trainer."""
+def trained(
+    kind,
+    folder,
+    *,
+    lora: bool,
+    chat: bool = False,
+    count: int = 30,
+    with_eval=False,
+    model=None,
+    data=None,
+    **changes,
+):
+    """A finished run of 20 steps: the trainer. ``data`` stands in for the random pairs."""
     words = tokenizer()
     words.chat_template = TEMPLATE
     trainer = kind(
         model=model or small_llama(0),
         ref_model=None if lora else small_llama(1),
         args=settings(folder, **changes),
-        train_dataset=pairs(count, chat=chat),
+        train_dataset=data or pairs(count, chat=chat),
         eval_dataset=pairs(10, chat=chat) if with_eval else None,
         processing_class=words,
         peft_config=lora_config(rank=4) if lora else None,
@@ -340,3 +358,52 @@ def test_generation_and_plain_calls_are_unchanged(tmp_path):
     samples = [t.model.eval().generate(input_ids=prompt, max_new_tokens=5, do_sample=False) for t in (trainer, plain)]
     assert samples[0].tolist() == samples[1].tolist() and samples[0].shape[1] > 3
     torch.testing.assert_close(trainer.model(prompt).logits, plain.model(prompt).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_two_processes_equal_one(tmp_path):
+    import two_processes  # which imports this module
+
+    pairs(24).save_to_disk(tmp_path / "pairs")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name("two_processes.py")), str(tmp_path)]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["world"] == 2 and seen["reason"] is None
+    alone = numbers(two_processes.run(tmp_path / "alone", tmp_path / "pairs", 1))
+    for ours, theirs in zip(seen["lines"], alone, strict=True):
+        for name in theirs:
+            if name != "rewards/accuracies" or theirs["step"] > 1:
+                assert abs(ours[name] - theirs[name]) < 1e-3, f"{name} in step {theirs['step']}"
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):
+        assert checkpoints.damage(tmp_path / name) is None
+    rng = {path.name for path in (tmp_path / "checkpoint-6").glob("rng_state*")}
+    assert rng == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+def test_going_on_from_a_trained_adapter(tmp_path):
+    """The reference is then a copy of that adapter, which TRL switches to."""
+    runs = []
+    for kind in (FastDPOTrainer, DPOTrainer):
+        torch.manual_seed(4)
+        model = get_peft_model(small_llama(0), lora_config(rank=4))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.1)
+        args = settings(tmp_path, max_steps=6)
+        runs.append(kind(model=model, args=args, train_dataset=pairs(12), processing_class=tokenizer()))
+        runs[-1].train()
+    assert runs[0].fast_step_reason is None
+    assert largest_difference(*runs) < 1e-3
+
+
+def test_several_processes_without_a_file_for_the_reference_are_told(tmp_path):
+    trainer = trained(FastDPOTrainer, tmp_path, lora=True, max_steps=1)
+    trainer.args = types.SimpleNamespace(world_size=2)
+    with pytest.raises(ValueError, match="in memory only"):
+        trainer._precompute_ref_logps(pairs(4), "train", 4)

@@ -106,6 +106,15 @@ class FastDPOTrainer(SafeCheckpoints, DPOTrainer):
             scores.setdefault(name, torch.zeros_like(scores["label_mask"]))
         return FusedCausalLMOutput(**scores)
 
+    def _precompute_ref_logps(self, dataset, *args):
+        if self.args.world_size > 1 and not getattr(dataset, "cache_files", True):
+            raise ValueError(
+                "several processes share the cached reference through a file beside the data, and this data set is in "
+                "memory only. Remedy: dataset.save_to_disk(folder) once and datasets.load_from_disk(folder) in each "
+                "process, or precompute_ref_log_probs=False"
+            )
+        return super()._precompute_ref_logps(dataset, *args)
+
     def _compute_loss(self, model, inputs, return_outputs):
         answer = super()._compute_loss(model, inputs, return_outputs)
         if not self.full_metrics:
