@@ -10,7 +10,7 @@ from trl_oracle import WORDS, tiny_llama, tokenizer
 
 from dpo_tutorial.display import frontier_plots
 from dpo_tutorial.display.steering_panel import SteeringPanel, Writing, steering_panel, table_html
-from dpo_tutorial.training import frontier, models, steering
+from dpo_tutorial.training import frontier, models, steering, sweep
 from dpo_tutorial.training.encode import collate_completions, text_ids
 
 LAMBDAS = [0.0, 0.5, 1.0, 2.0]
@@ -322,3 +322,16 @@ def test_the_figures_of_the_frontier_are_drawn():
     labels = [text.get_text() for ax in figures[1].axes for text in ax.get_legend().get_texts()]
     assert labels[0] == "DPO, beta 0.05" and "unlikelihood" in labels and len(labels) == 9
     assert all(figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel() for figure in figures)
+
+
+def test_perplexity_is_per_token_over_all_rows_together():
+    model, tok = tiny_llama(0).eval(), tokenizer()
+    rows = [([3, 4], [5]), ([4, 6, 7], [3, 8, 9])]
+    total = sum(
+        logps.gather(-1, torch.tensor(ids)[:, None]).sum().item()
+        for (prompt, ids) in rows
+        for logps in [model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)]
+    )
+    assert sweep._perplexity(model, tok, rows) == pytest.approx(math.exp(-total / 4), rel=1e-4)
+    assert len(sweep.INSTRUCTIONS) == len(set(sweep.INSTRUCTIONS)) == 16
+    assert len(sweep.heldout_pairs(sweep.SWEEP_RUN)) == 64
