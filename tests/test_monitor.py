@@ -37,8 +37,8 @@ EDGES = {
         history(loss=LOG2, chosen_logratios=0.2, rejected_logratios=0.1998),
     ),
     "rate too low": (
-        history(loss=LOG2 + 0.0009, chosen_logratios=0.049, rejected_logratios=0.03),
-        history(loss=LOG2 + 0.0011, chosen_logratios=0.049, rejected_logratios=0.03),
+        history(loss=LOG2 + 0.0019, chosen_logratios=0.049, rejected_logratios=0.03),
+        history(loss=LOG2 + 0.0021, chosen_logratios=0.049, rejected_logratios=0.03),
     ),
     "beta too small": (
         history(loss=LOG2, chosen_logratios=0.051, rejected_logratios=0.03),

@@ -13,7 +13,7 @@ import pandas as pd
 LOG2 = math.log(2)
 RECENT = 6  # steps that a "recent" value looks back on
 SETTLED = 12  # no rule about a curve's shape speaks before so many steps
-FLAT = 0.001  # a loss is flat when it stays this close to log 2
+FLAT = 0.002  # a loss is flat when it stays this close to log 2
 MOVED = 0.05  # nats: below, the log-ratios have hardly moved
 
 History = dict[str, list[tuple[int, float]]]

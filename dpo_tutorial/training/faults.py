@@ -45,7 +45,6 @@ GALLERY = {
     "cache in another order": {"reference": "misaligned"},
     "too easy": {"pairs": "easy"},
     "shortcut": {"pairs": "longer loses"},
-    "labels swapped": {"pairs": "swapped", "learning_rate": 1e-3},
 }
 RECORDED_SEEDS = (0, 1, 2)
 OPENING = " I will tell you what I think of it, so here is my honest view of this film, in a few words."
@@ -181,6 +180,13 @@ def recorded(**switches) -> list[dict]:
     return [results[f"seed {seed}"] for seed in RECORDED_SEEDS]
 
 
+@functools.lru_cache(maxsize=3)
+def _lab_lm(dtype: str):
+    """The lab LM, frozen: the reference of every run here, and what its policy is copied from."""
+    model, tokenizer = models.load("lab_lm", device="cpu", dtype=getattr(torch, dtype))
+    return model.requires_grad_(False), tokenizer
+
+
 def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:
     """Train the lab LM on ``HEALTHY`` settings but for ``switches``, watched by a monitor.
 
@@ -195,7 +201,7 @@ def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:
         raise ValueError(f"no such switch: {', '.join(sorted(unknown))}; there are {', '.join(HEALTHY)}")
     setting = HEALTHY | switches
     monitor = monitor or Monitor(", ".join(f"{k} {v}" for k, v in switches.items()) or "healthy", show=False)
-    base, tokenizer = models.load("lab_lm", device="cpu", dtype=getattr(torch, setting["dtype"]))
+    base, tokenizer = _lab_lm(setting["dtype"])
     cut = {"eos": setting["eos"], "max_length": CUT if setting["pairs"] == "cut" else None}
     rows, heldout = (
         encode_rows(tokenizer, pairs_of(setting["pairs"], part, setting[count]), **cut)
@@ -205,11 +211,10 @@ def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:
     policy = loop.frozen_copy(base).requires_grad_(True)
     if setting["reference"] == "before SFT":
         _fit(policy, rows, tokenizer, HEALTHY | {"seed": seed}, torch.zeros(len(rows), 2), loss=sft_loss)
-    reference = base.requires_grad_(False) if setting["reference"] == "before SFT" else loop.frozen_copy(policy)
     if setting["rank"]:
         policy = models.add_lora(policy, rank=setting["rank"], seed=seed)
-    _train(policy, reference, tokenizer, rows, heldout, setting | {"seed": seed}, monitor)
-    return Trained(setting | {"seed": seed}, policy.eval(), reference, tokenizer, monitor)
+    _train(policy, base, tokenizer, rows, heldout, setting | {"seed": seed}, monitor)
+    return Trained(setting | {"seed": seed}, policy.eval(), base, tokenizer, monitor)
 
 
 def _train(policy, reference, tokenizer, rows, heldout, setting, monitor) -> None:
@@ -228,8 +233,8 @@ def _train(policy, reference, tokenizer, rows, heldout, setting, monitor) -> Non
         _fit(
             policy, rows, tokenizer, setting, ref_logps,
             loss=objective(setting["objective"], setting["beta"]), logps_of=logps_of,
-            heldout=(heldout, cache(reference, heldout)), evaluate_every=setting["evaluate_every"],
-            on_step=_watch(policy, monitor),
+            heldout=(heldout, cache(reference, heldout)) if setting["evaluate_every"] else None,
+            evaluate_every=setting["evaluate_every"], on_step=_watch(policy, monitor),
         )  # fmt: skip
     except FloatingPointError:
         monitor.update(len(monitor.history.get("grad_norm", [])), {"loss": math.nan})
@@ -261,7 +266,7 @@ def _watch(policy, monitor: Monitor) -> Callable[[int, dict], None]:
 @functools.lru_cache(maxsize=8)
 def lab_lm_writes(prompts: int, seed: int) -> dict[str, float]:
     """What the lab LM itself writes, in the numbers of :func:`measure`."""
-    model, tokenizer = models.load("lab_lm", device="cpu")
+    model, tokenizer = _lab_lm("float32")
     return _written(lab.measure(model, model, tokenizer, prompts=prompts, seed=seed))
 
 

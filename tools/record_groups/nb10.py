@@ -8,13 +8,15 @@ WRITTEN = ("reward", "kl", "words", "ended", "distinct")
 
 
 def runs() -> list[dict]:
-    """Rates for full training, LoRA and SFT; two remedies for displacement; epochs."""
+    """Rates for full training, LoRA and SFT; two remedies for displacement; swapped labels; epochs."""
     end = {"count": 96, "evaluate_every": 12}  # 12 steps, evaluated before the first and after the last
     grid = [{"learning_rate": rate} | end for rate in RATES["full"]]
     grid += [{"learning_rate": rate, "rank": 8} | end for rate in RATES["LoRA"]]
     grid += [{"learning_rate": rate, "objective": "sft"} | end for rate in RATES["SFT"]]
     grid += [{"learning_rate": 1e-3, "objective": name} | end for name in ("dpo + sft", "dpo-positive")]
-    grid += [{"epochs": 10, "count": 48, "evaluate_every": 6}]
+    more = {"count": 320, "learning_rate": 5e-4, "evaluate_every": 40}
+    grid += [more, more | {"pairs": "swapped"}]
+    grid += [{"epochs": 10, "count": 32, "evaluate_every": 4}]
     return [faults.record_config(**switches) for switches in grid]
 
 
