@@ -11,6 +11,8 @@ import textwrap
 import time
 from collections.abc import Iterable
 
+import numpy as np
+
 from dpo_tutorial.display import plots, symptoms
 
 PANELS = (
@@ -33,7 +35,7 @@ def in_notebook() -> bool:
 
 
 class Monitor:
-    """Collects metrics by step and shows them as five curves: loss, margin, accuracy, log-ratios, KL.
+    """Collects metrics by step and shows them as curves: loss, margin, accuracy, log-ratios, KL.
 
     Below the curves stand the warnings of ``display.symptoms`` that the history so far calls for: a name, the likely
     cause and the check. They are part of the picture; the text beside it never changes.
@@ -78,11 +80,13 @@ class Monitor:
         lines = [
             f"{row.name.upper()}: {row.metric}. Likely {row.cause}. Check: {row.check}." for row in self.warnings()
         ]
-        text = "\n".join(textwrap.fill(line, 150) for line in lines)
-        fig, axes = plots.figure(1, len(PANELS), width=12.5, height=2.5 + 0.2 * len(text.splitlines()))
+        panels = [panel for panel in PANELS if any(name in self.history for name, _, _ in panel[1])] or PANELS
+        text = "\n".join(textwrap.fill(line, 30 * len(panels)) for line in lines)
+        height = 2.5 + 0.2 * len(text.splitlines())
+        fig, axes = plots.figure(1, len(panels), width=2.5 * len(panels), height=height)
         if text:
             fig.supxlabel(text, x=0.01, ha="left", fontsize=9, color=plots.COLOURS["rejected"])
-        for ax, (ylabel, series) in zip(axes, PANELS, strict=True):
+        for ax, (ylabel, series) in zip(np.atleast_1d(axes), panels, strict=True):
             for name, role, label in series:
                 points = [(s, v) for s, v in self.history.get(name, []) if math.isfinite(v)]
                 if points:
@@ -91,7 +95,7 @@ class Monitor:
             if len(ax.lines) > 1:
                 ax.legend(fontsize=8)
         if self.history.get("loss"):
-            axes[0].axhline(math.log(2), **plots.line("reference", label=None, linewidth=1))
+            fig.axes[0].axhline(math.log(2), **plots.line("reference", label=None, linewidth=1))
         fig.suptitle(self.title, x=0.01, ha="left", fontsize=10)
         return fig
 

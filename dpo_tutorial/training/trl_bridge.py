@@ -87,7 +87,12 @@ def to_dataset(frame: pd.DataFrame) -> datasets.Dataset:
     return datasets.Dataset.from_dict({name: list(frame[name]) for name in ("prompt", "chosen", "rejected")})
 
 
-TRL_NAMES = {"loss": "loss", "rewards/margins": "margins", "rewards/accuracies": "accuracies"}
+TRL_NAMES = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "rewards/margins": "margins",
+    "rewards/accuracies": "accuracies",
+}
 
 
 class MonitorCallback(TrainerCallback):
