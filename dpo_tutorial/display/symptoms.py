@@ -206,7 +206,7 @@ TABLE = (
         metric="held-out loss > its best + .02 while the training loss is .1 below it",
         seen=lambda h: (
             last(h, "eval_loss") > min((v for _, v in h.get("eval_loss", [])), default=math.nan) + 0.02
-            and mean(h, "loss") < last(h, "eval_loss") - 0.1
+            and mean(h, "loss") < min(LOG2, last(h, "eval_loss") - 0.1)
         ),
         cause="more epochs than the pairs can bear",
         check="held-out loss by epoch",
