@@ -43,6 +43,22 @@ def test_what_is_written_warns_too():
     assert {"runs on", "repeats itself"} & set(wild.warnings)
 
 
+def test_memory_is_told_from_learning():
+    seen = {"heldout_count": 16, "evaluate_every": 4, "learning_rate": 1e-3}
+    assert "overfitting" in run(count=8, batch_size=4, epochs=10, **seen).warnings
+
+
+def test_a_shortcut_shows_on_the_tasks_own_held_out_pairs_and_in_the_samples():
+    taken = run(pairs="longer loses", count=52, batch_size=4, heldout_count=16, evaluate_every=13)
+    faults.measure(taken, prompts=24, seed=1)
+    assert {"shortcut", "stops early"} <= set(taken.warnings)
+
+
+def test_similar_pairs_fall_together():
+    fell = run(pairs="similar", count=24, batch_size=4, epochs=3, learning_rate=2e-3)
+    assert "displacement" in fell.warnings, fell.history["chosen_logratios"][-6:]
+
+
 def test_a_healthy_run_is_left_alone():
     assert run().warnings == []
 
