@@ -14,6 +14,7 @@ file.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -84,7 +85,7 @@ def trainer_for(variant: str, rows: list, batch: int, dtype, folder: str):
     from dpo_tutorial.training.trl_fast import FastDPOTrainer
 
     trl_bridge.quiet_libraries()
-    seen = {"caching": 0.0, "ends": [], "cpu": []}
+    seen = {"caching": 0.0, "caching_cpu": 0.0, "ends": [], "cpu": []}
     if variant == "trl_memory":
         models.keep_memory()  # the fast trainer does so itself
 
@@ -93,9 +94,10 @@ def trainer_for(variant: str, rows: list, batch: int, dtype, folder: str):
             return dataset  # tokens already
 
         def _precompute_ref_logps(self, *args):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             answer = super()._precompute_ref_logps(*args)
             seen["caching"] += time.perf_counter() - start
+            seen["caching_cpu"] += time.process_time() - cpu
             return answer
 
     class Ends(TrainerCallback):
@@ -146,8 +148,9 @@ def measure(variant: str, shape: tuple, batch: int, dtype_name: str, steps: int)
     )
     head = trainer.model.get_output_embeddings().weight.numel()
     forward = 2 * (linear * body + head * scored) / len(rows)  # operations of one pair
-    durations = [b - a for a, b in zip(seen["ends"], seen["ends"][1:], strict=False)]
+    durations, cpu = ([b - a for a, b in itertools.pairwise(seen[name])] for name in ("ends", "cpu"))
     seconds = statistics.mean(durations) / batch + seen["caching"] / len(rows) / EPOCHS
+    cpu_seconds = statistics.mean(cpu) / batch + seen["caching_cpu"] / len(rows) / EPOCHS
     compute = getattr(trainer, "compute_dtype", None) or dtype
     return {
         "variant": variant,
@@ -156,9 +159,10 @@ def measure(variant: str, shape: tuple, batch: int, dtype_name: str, steps: int)
         "dtype": dtype_name,
         "computed_in": str(compute).removeprefix("torch."),
         "step_seconds": durations,
-        "step_cpu_seconds": [b - a for a, b in zip(seen["cpu"], seen["cpu"][1:], strict=False)],
+        "step_cpu_seconds": cpu,
         "caching_seconds_per_pair": seen["caching"] / len(rows),
         "pairs_per_second": 1 / seconds,
+        "pairs_per_processor_second": 1 / cpu_seconds,
         "peak_bytes": peak,
         "useful_operations_per_second": forward * (2 + 1 / EPOCHS) / seconds,
         "matmul_rates": {name: max(before[name], after[name]) for name in before},

@@ -1,5 +1,6 @@
 """The fast step against TRL's own: pieces against autograd, whole runs against whole runs."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl_oracle import WORDS, tokenizer
 
 from dpo_tutorial.training import checkpoints, fast_ops, fast_step, models
@@ -407,3 +409,16 @@ def test_several_processes_without_a_file_for_the_reference_are_told(tmp_path):
     trainer.args = types.SimpleNamespace(world_size=2)
     with pytest.raises(ValueError, match="in memory only"):
         trainer._precompute_ref_logps(pairs(4), "train", 4)
+
+
+def test_the_benchmark_counts_what_is_computed():
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "dpo_step.py"
+    spec = importlib.util.spec_from_file_location("dpo_step", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    rows = bench.ragged((12, 8, 8), 6)
+    assert len({len(row["prompt_ids"]) for row in rows}) > 1
+    batch = DataCollatorForPreference(pad_token_id=0)(rows)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    layout = fast_step.pack(batch["input_ids"], batch["attention_mask"], labels)
+    assert bench.work(rows) == (len(layout.input_ids), len(layout.rows))
