@@ -15,7 +15,7 @@ SEEDS = (0, 1, 2)
 FAST = dict(lab.LAB_RUN, pairs=320, heldout_pairs=96, learning_rate=5e-4)
 FORMAT = "Opening: {prompt} Review:"
 ARMS = {"right": {}, "shifted": {}, "no eos": {}, "mean": {}, "mean, beta 2": {"beta": 2.0}}  # what is scored
-STARTS = ("base", "sft", "sft, base as reference")
+STARTS = ("base", "sft")
 SMOLLM2 = {
     "model": "smollm2",
     "pairs": 64,
