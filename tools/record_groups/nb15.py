@@ -50,8 +50,11 @@ farmer;iron;a football;a camera;a forest""".replace(";a\n", ";a ")
 
 
 def runs() -> list[dict]:
-    """The external numbers, the suite, then the training runs seed by seed."""
-    suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo")]
+    """The external numbers, the suite (of every shipped adapter), then the training runs seed by seed."""
+    from dpo_tutorial.training import sweep
+
+    swept = [folder.name for folder in sorted(sweep.ADAPTERS.glob("beta_*"))]
+    suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo", *swept)]
     short = [SHORT | {"pairs": 0, "seed": 0}]
     short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 24)]
     return [ALPACA, JUDGES, *suite, *short]
@@ -103,13 +106,14 @@ def judges(config: dict) -> dict:
 
 
 def load_with(adapter: str):
-    """(model, tokenizer): SmolLM2 alone, with the SFT adapter merged, or with the DPO adapter on top of that."""
+    """(model, tokenizer): SmolLM2 alone ("none"), with the SFT adapter, or with a DPO adapter on top of that."""
     from dpo_tutorial.data.scoring import DATA_DIR
-    from dpo_tutorial.training import models
+    from dpo_tutorial.training import models, sweep
 
     model, tokenizer = models.load("smollm2", device="cpu") if adapter == "none" else models.load_sft(device="cpu")
-    if adapter == "dpo":
-        model = models.load_adapter(model, DATA_DIR / "dpo_adapter").merge_and_unload().eval()
+    if adapter not in ("none", "sft"):
+        folder = DATA_DIR / "dpo_adapter" if adapter == "dpo" else sweep.ADAPTERS / adapter
+        model = models.load_adapter(model, folder).merge_and_unload().eval()
     return model, tokenizer
 
 
