@@ -168,10 +168,9 @@ def _start(config: dict) -> dict:
         unused = torch.zeros(len(examples), 2)
         loop.train_dpo(policy, examples, unused, loss=lambda chosen, *rest: -chosen / 20, **settings)
     start = loop.frozen_copy(policy)
-    reference = start if config["start"] == "sft" else base
     result = loop.train_dpo(
-        policy, examples, loop.reference_logps(reference, examples, **pad),
-        heldout=(heldout, loop.reference_logps(reference, heldout, **pad)), evaluate_every=20, **settings,
+        policy, examples, loop.reference_logps(start, examples, **pad),
+        heldout=(heldout, loop.reference_logps(start, heldout, **pad)), evaluate_every=20, **settings,
     )  # fmt: skip
     prompts = frames[1].head(config["eval_prompts"])
     return {
@@ -208,11 +207,10 @@ def _smollm2(config: dict) -> dict:
     prompts = list(heldout["prompt"].drop_duplicates().head(config["eval_prompts"]))
     base, tokenizer = models.load("smollm2")
     model = base if config["start"] == "base" else models.load_sft()[0]
-    reference = model if config["start"] == "sft" else base
     pad = {"pad_token_id": tokenizer.pad_token_id}
     examples = encode.encode_pairs(tokenizer, train.head(config["pairs"]))
     held = encode.encode_pairs(tokenizer, heldout.head(config["heldout_pairs"]))
-    refs = [loop.reference_logps(reference, rows, **pad) for rows in (examples, held)]
+    refs = [loop.reference_logps(model, rows, **pad) for rows in (examples, held)]
     options = {"n": 1, "max_new_tokens": config["max_new_tokens"], "seed": config["seed"]}
 
     def measured(policy, ref_model):
