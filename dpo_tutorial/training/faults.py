@@ -149,7 +149,7 @@ def sft_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected) -> torch.
 def objective(name: str, beta: float) -> Callable:
     """The loss called ``name``: "dpo", "sft", "dpo + sft" (SFT's loss added) or "dpo-positive".
 
-    DPO-positive (Smaug, arXiv 2402.13228, equation 3, its lambda 5) subtracts 5 max(0, log pi_ref - log pi) of the
+    DPO-positive (Smaug, arXiv 2402.13228, with its lambda at 5) subtracts 5 max(0, log pi_ref - log pi) of the
     chosen response inside the sigmoid.
     """
     dpo = partial(losses.dpo, beta=beta)
