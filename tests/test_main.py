@@ -32,7 +32,7 @@ def test_help_takes_less_than_a_second_and_names_the_commands():
         done = python("-m", "dpo_tutorial", "--help")
         seconds.append(time.perf_counter() - start)
     assert not done.returncode and min(seconds) < 1.0
-    assert all(f"\n    {command} " in done.stdout for command in ("lab", "doctor", "fetch"))
+    assert all(f"\n    {command} " in done.stdout for command in ("lab", "doctor", "fetch", "audit"))
 
 
 @pytest.mark.parametrize("module", ["dpo_tutorial.__main__", "dpo_tutorial.display.report"])
