@@ -53,7 +53,7 @@ GRID = {
     "trivial": [{"nonsense": 1.0}],
     "closeness": [{"kind": "closest"}, {"kind": "two samples"}],
     "one type": [{"longer_wins": 0.9}],
-    "prompts": [{"kind": "few prompts", "prompts": n} for n in (80, 8)],
+    "prompts": [{"kind": "few prompts", "prompts": 8}],
     "machine labels": [{"by_judge": share} for share in (0.8, 1.0)],
     "labels by": [{"label": "longer"}, {"label": "letters per word"}],
 }
@@ -99,9 +99,7 @@ def two_per_prompt(kind: str, prompts: int | None, seed: int) -> pd.DataFrame:
         shipped = lab.load_pairs("train", 800)
         rows = list(zip(shipped["prompt"], shipped["chosen"], shipped["rejected"], strict=True))
     elif kind == "few prompts":
-        source = pool()["ten"][seed * 20 : seed * 20 + 20] if prompts <= 20 else pool()["four"]
-        start = 0 if prompts <= 20 else seed * prompts
-        for prompt, texts in source[start : start + prompts]:
+        for prompt, texts in pool()["ten"][seed * 20 : seed * 20 + prompts]:
             rows += [(prompt, *two) for two in combinations(texts, 2)]
     else:
         score = scoring.load_classifier().logits
