@@ -150,16 +150,16 @@ class SafeCheckpoints:
 
     def _save_under_another_name(self, model, trial, run_dir: Path) -> None:
         """The checkpoint in ``run_dir/unfinished`` by the trainer's own means, then its manifest, then its name."""
-        main, limit = self.args.should_save, self.args.save_total_limit
+        main = self.args.should_save
         name = f"checkpoint-{self.state.global_step}"
         if main:
             shutil.rmtree(run_dir / UNFINISHED, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            self._unfinished, self.args.save_total_limit = UNFINISHED, None  # old ones go when this one is complete
+            self._unfinished = UNFINISHED  # the trainer sees this checkpoint only, and so deletes no older one
             super()._save_checkpoint(model, trial)
         finally:
-            self._unfinished, self.args.save_total_limit = None, limit
+            self._unfinished = None
         staged = run_dir / UNFINISHED / name
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(run_dir / name)
@@ -171,5 +171,5 @@ class SafeCheckpoints:
             shutil.rmtree(run_dir / name, ignore_errors=True)  # of a run that went on from an earlier checkpoint
             os.replace(staged, run_dir / name)
             os.rmdir(run_dir / UNFINISHED)
-            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
