@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -138,3 +139,15 @@ def test_a_bad_line_is_named(tmp_path):
     path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"rule": "nice"}) + "\n")
     with pytest.raises(ValueError, match="line 2 names the rule 'nice'"):
         capabilities.load_items(path)
+
+
+def test_word_problems_of_notebook_15_are_solved_rightly():
+    from record_groups import nb15
+
+    found = nb15.problems(60, 0)
+    assert len({question for question, _, _ in found}) == 60
+    for question, worked, result in found:
+        for expression, value in re.findall(r"(\d+ [-+x] \d+) = (\d+)", worked):
+            left, sign, right = expression.split()
+            assert {"+": int.__add__, "-": int.__sub__, "x": int.__mul__}[sign](int(left), int(right)) == int(value)
+        assert worked.endswith(f"The answer is {result}.") and result > 0 and str(result) not in question.split()[-3:]
