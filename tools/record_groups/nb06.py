@@ -14,7 +14,7 @@ LAB = {
     "beta": 0.1,
     "learning_rate": 5e-4,
 }
-TEMPERATURES = (0.1, 0.4, 0.7, 1.0, 1.5, 2.0)
+TEMPERATURES = (0.1, 0.4, 1.0, 2.0)
 
 
 def runs() -> list[dict]:
