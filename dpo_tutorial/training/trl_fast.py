@@ -109,7 +109,7 @@ class FastDPOTrainer(SafeCheckpoints, DPOTrainer):
     def _precompute_ref_logps(self, dataset, *args):
         if self.args.world_size > 1 and not getattr(dataset, "cache_files", True):
             raise ValueError(
-                "several processes share the cached reference through a file beside the data, and this data set is in "
+                "several processes share the cached reference through a file beside the data; this data set is in "
                 "memory only. Remedy: dataset.save_to_disk(folder) once and datasets.load_from_disk(folder) in each "
                 "process, or precompute_ref_log_probs=False"
             )
