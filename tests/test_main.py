@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -170,10 +171,19 @@ def test_lab_opens_the_start_page_with_the_repository_as_root_and_without_news(t
         assert found[0].split("?")[0].endswith(f"/lab/tree/{main.START}")
 
         def get(page):
-            with urllib.request.urlopen(
-                f"{base}{page}{'&' if '?' in page else '?'}token=secret", timeout=30
-            ) as answer:
-                return json.loads(answer.read())
+            for _ in range(120):  # the address is logged a moment before the server listens
+                try:
+                    with urllib.request.urlopen(
+                        f"{base}{page}{'&' if '?' in page else '?'}token=secret", timeout=30
+                    ) as answer:
+                        return json.loads(answer.read())
+                except ConnectionError:
+                    pass
+                except urllib.error.URLError as error:
+                    if not isinstance(error.reason, ConnectionError):
+                        raise
+                time.sleep(0.25)
+            raise AssertionError(f"no answer from {base}: {log.read_text()}")
 
         settings = get("/lab/api/settings/@jupyterlab/apputils-extension:notification")
         assert settings["schema"]["properties"]["fetchNews"]["default"] == "false"
