@@ -24,6 +24,7 @@ nb_mime_priority_overrides = [
     ("html", "application/vnd.jupyter.widget-view+json", None),
     ("html", "application/javascript", None),
 ]
+nb_render_markdown_format = "myst"  # tables and links in outputs (the map in 00) as in the text
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = True
