@@ -79,7 +79,7 @@ def _tokenizer(name: str | None):
 
     from dpo_tutorial.data import external, scoring
 
-    cached = sorted(external.cache_dir().parent.glob("smollm2-*/tokenizer.json"))
+    cached = sorted(external.cache_root().glob("smollm2-*/tokenizer.json"))
     own = (
         Path(name) / "tokenizer.json"
         if name

@@ -176,10 +176,15 @@ def data_dir() -> Path | None:
     return Path(value) if value else None
 
 
-def cache_dir() -> Path:
-    """Where downloads are kept: ``data`` in ``DPO_TUTORIAL_CACHE``, else in the user's cache folder."""
+def cache_root() -> Path:
+    """The course's folder for what was downloaded: ``DPO_TUTORIAL_CACHE``, else in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DPO_TUTORIAL_CACHE") or Path(base) / "dpo_tutorial") / "data"
+    return Path(os.environ.get("DPO_TUTORIAL_CACHE") or Path(base) / "dpo_tutorial")
+
+
+def cache_dir() -> Path:
+    """Where downloaded data is kept: ``data`` in :func:`cache_root`."""
+    return cache_root() / "data"
 
 
 def alpaca_eval_leaderboard(*, network: bool = True, say: Callable = print) -> pd.DataFrame:

