@@ -62,7 +62,7 @@ records: $(STAMP) model
 	$(call built,tools/make_records.py,$(OFFLINE) $(RUN) tools/make_records.py)
 
 bench: $(STAMP) model
-	$(call built,benchmarks/dpo_step.py,$(RUN) benchmarks/dpo_step.py)
+	$(call built,benchmarks/dpo_step.py,$(OFFLINE) $(RUN) benchmarks/dpo_step.py)
 
 site: $(STAMP)
 	$(call built,docs/conf.py,$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html && echo "Open docs/_build/html/index.html")
