@@ -1,6 +1,7 @@
 """Packaging: one set of versions in every file, no addresses of package indexes, and failures that say what to do."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -72,6 +73,22 @@ def test_environment_yml_holds_python_pip_and_the_constrained_project():
     assert [step["with"]["python-version"] for step in steps if "python-version" in step.get("with", {})] == [minor]
     target = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["ruff"]["target-version"]
     assert target == "py" + PROJECT["requires-python"].removeprefix(">=").replace(".", "")
+
+
+def test_the_readme_states_the_measured_speed_of_the_fast_step():
+    """The README's range is the benchmark's (float32, three shapes), and every variant had TRL's losses."""
+    groups = json.loads((ROOT / "benchmarks" / "dpo_step.json").read_text())["groups"]
+    ratios, memory = [], []
+    for name, rows in groups.items():
+        variant = {row["variant"]: row for row in rows}
+        trl, fast = variant["trl"], variant["fast"]
+        assert max(abs(a - b) for a, b in zip(trl["losses"], fast["losses"], strict=True)) < 1e-3, name
+        if "float32" in name and "batch 8 " in name:
+            ratios.append(fast["pairs_per_second"] / trl["pairs_per_second"])
+            memory.append(fast["peak_bytes"] / trl["peak_bytes"])
+    assert len(ratios) >= 3
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as TRL" in (ROOT / "README.md").read_text()
+    assert 0.3 < min(memory) < max(memory) < 0.55, "a third to a half of the memory"
 
 
 def test_one_version_of_ruff():

@@ -94,3 +94,28 @@ def steered_and_retrained(distances: dict, grid, ruler: float, lines: dict, retr
     for ax in axes:
         ax.legend(fontsize=8)
     return fig
+
+
+def recorded_sweep(by_beta: dict, reference: dict):
+    """Left: reward against KL, a mark per seed. Right: perplexity over the reference's, a band over seeds, by beta.
+
+    Args:
+        by_beta: per beta (low first) the runs of :mod:`dpo_tutorial.training.sweep`.
+        reference: the untrained policy's ``final``.
+    """
+    fig, axes = plots.figure(1, 2, width=10, height=3.6)
+    for shade, (beta, runs) in zip(plots.SWEEP, by_beta.items(), strict=False):
+        endpoint(axes[0], runs, fmt="o", color=shade, label=f"beta {beta:g}")
+    axes[0].plot(0, reference["reward"][0], "x", color=plots.COLOURS["reference"], label="reference")
+    axes[0].set(xlabel="KL(policy, reference), nats", ylabel="true reward, P(positive)")
+    for role, name in (("policy", "reviews"), ("rejected", "instructions")):
+        key = f"perplexity_{name}"
+        ratios = np.array([[run["final"][key] / reference[key] for run in runs] for runs in by_beta.values()]).T
+        plots.band(axes[1], list(by_beta), ratios, **plots.line(role, label=name))
+    axes[1].axhline(1, **plots.line("reference", label="reference"))
+    axes[1].set(xscale="log", xticks=list(by_beta), xlabel="beta", ylabel="perplexity / the reference's")
+    axes[1].set_xticklabels([f"{beta:g}" for beta in by_beta])
+    axes[1].minorticks_off()
+    for ax in axes:
+        ax.legend(fontsize=8)
+    return fig
