@@ -77,7 +77,7 @@ def test_environment_yml_holds_python_pip_and_the_constrained_project():
 
 def test_the_readme_states_the_measured_speed_of_the_fast_step():
     """The README's range is the benchmark's (float32, three shapes), and every variant had TRL's losses."""
-    groups = json.loads((ROOT / "benchmarks" / "dpo_step.json").read_text())["groups"]
+    groups = json.loads((REPO / "benchmarks" / "dpo_step.json").read_text())["groups"]
     ratios, memory = [], []
     for name, rows in groups.items():
         variant = {row["variant"]: row for row in rows}
@@ -87,7 +87,7 @@ def test_the_readme_states_the_measured_speed_of_the_fast_step():
             ratios.append(fast["pairs_per_second"] / trl["pairs_per_second"])
             memory.append(fast["peak_bytes"] / trl["peak_bytes"])
     assert len(ratios) >= 3
-    assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as TRL" in (ROOT / "README.md").read_text()
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as TRL" in (REPO / "README.md").read_text()
     assert 0.3 < min(memory) < max(memory) < 0.55, "a third to a half of the memory"
 
 
