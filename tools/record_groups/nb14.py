@@ -105,7 +105,7 @@ def repeated(text: str) -> float:
 
 
 def untrained(config: dict) -> dict:
-    """Columns over the pairs: votes, lengths, log-probabilities (sum, of the first token, of the end), copied words."""
+    """Columns over the pairs: votes, lengths, log-probabilities (sum, first token, end), words copied or repeated."""
     model, tokenizer = models.load(config["model"], device="cpu", dtype=torch.float32)
     frame, rows = encoded(tokenizer, config)
     logps = token_logps(model, rows, pad_token_id=tokenizer.pad_token_id)
