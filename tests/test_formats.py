@@ -204,7 +204,7 @@ def test_hub_ids(tmp_path, monkeypatch):
     )
     with pytest.raises(pairs.PairsError, match=r"no network.*connect to the network"):
         pairs.load("owner/name")
-    with pytest.raises(ValueError, match="only datasets on the hub take options"):
+    with pytest.raises(ValueError, match="only datasets of the hub and folders take options"):
         pairs.load(write(tmp_path / "a.jsonl", [ROWS[0][0]]), split="test")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
@@ -212,6 +212,33 @@ def test_hub_ids(tmp_path, monkeypatch):
     assert not readers.is_hub_id("owner/name") and len(pairs.load("owner/name")) == 1
     with pytest.raises(FileNotFoundError):
         pairs.load("owner/other.jsonl")
+
+
+def test_a_folder_laid_out_as_on_the_hub_is_read_by_the_real_library(tmp_path, monkeypatch):
+    """The real ``datasets`` call, streamed and offline: a card that names the files of each split, rows in shards."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "owner" / "name"
+    (repository / "data").mkdir(parents=True)
+    rows = [{"prompt": f"q{k}", "chosen": f"good {k}", "rejected": f"bad {k}"} for k in range(6)]
+    write(repository / "data" / "train-00000-of-00002.jsonl", rows[:2])
+    write(repository / "data" / "train-00001-of-00002.jsonl", rows[2:4])
+    write(repository / "data" / "test-00000-of-00001.jsonl", rows[4:])
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test"))
+    (repository / "README.md").write_text(card + "---\nA card.\n", encoding="utf-8")
+    train = pairs.load(repository)
+    assert list(train["prompt"]) == ["q0", "q1", "q2", "q3"] and set(train["source"]) == {"name"}
+    assert list(pairs.load(str(repository), split="test")["chosen"]) == ["good 4", "good 5"]
+    assert len(pairs.load(repository, limit=3)) == 3
+    monkeypatch.chdir(tmp_path)
+    assert list(pairs.load("owner/name", split="test")["prompt"]) == ["q4", "q5"]
+    with pytest.raises(pairs.PairsError, match=r"split 'dev'.*dev"):
+        pairs.load(repository, split="dev")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(pairs.PairsError, match=r"no dataset can be read from this folder.*data file's own path"):
+        pairs.load(tmp_path / "empty")
 
 
 TEXT = st.text(st.characters(codec=None), max_size=5) | st.sampled_from(["a b", "a c", TALK + " x", TALK + " y", "1"])

@@ -54,7 +54,7 @@ def load(path: str | Path, *, on_error: str = "raise", limit: int | None = None,
     kept nor as rejected. One file holds one format (``formats.FORMATS``), the most frequent of its first rows.
 
     Args:
-        path: a file (JSON Lines, a JSON array, Parquet) or a hub id ``owner/name``.
+        path: a file (JSON Lines, a JSON array, Parquet), a hub id ``owner/name``, or a folder with its files.
         on_error: ``"raise"`` stops at the first bad row, ``"reject"`` goes on.
         limit: read no more than so many rows.
         line_field: the name of a field to add, in which each row's line number goes.

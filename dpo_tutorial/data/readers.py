@@ -1,4 +1,4 @@
-"""Reading rows from files: JSON Lines, JSON arrays, Parquet, and datasets on the Hugging Face hub, row by row.
+"""Reading rows from files: JSON Lines, JSON arrays, Parquet, and datasets of the Hugging Face hub, row by row.
 
 Each reader yields ``(number, raw, row)``: the number of the line (of the row, where there are no lines), what stood
 there, and the row as a dict or the :class:`PairsError` that says why it is none.
@@ -37,18 +37,20 @@ def is_hub_id(path: str | Path) -> bool:
 
 
 def read(path: str | Path, *, limit: int | None = None, **hub) -> Iterator[Read]:
-    """The rows of a file or of a hub dataset.
+    """The rows of a file, of a hub dataset, or of a folder with a hub dataset's files (a clone of its repository).
 
     Args:
         path: a file: ``.parquet``; ``.json`` that begins with ``[`` (an array of objects); anything else is read as
-            JSON Lines; all but Parquet may be gzipped (``.gz``). Or a hub id, ``owner/name``.
+            JSON Lines; all but Parquet may be gzipped (``.gz``). Or a hub id, ``owner/name``, or a folder.
         limit: stop after so many rows.
-        hub: for hub datasets, the options of ``datasets.load_dataset``; ``split`` is "train" unless given.
+        hub: for hub datasets and folders, the options of ``datasets.load_dataset``; ``split`` is "train" unless given.
     """
-    if is_hub_id(path):
-        rows = _hub(path, **hub)
+    if is_hub_id(path) or Path(path).is_dir():
+        rows = _hub(str(path), **hub)
     elif hub:
-        raise ValueError(f"{', '.join(hub)}: only datasets on the hub take options; {path} is read as a file")
+        raise ValueError(
+            f"{', '.join(hub)}: only datasets of the hub and folders take options; {path} is read as a file"
+        )
     elif Path(path).suffix == ".parquet":
         rows = _parquet(Path(path))
     elif Path(path).name.removesuffix(".gz").endswith(".json") and _first_byte(Path(path)) == b"[":
@@ -183,9 +185,16 @@ def _hub(name: str, *, split: str = "train", **options) -> Iterator[Read]:
         yield from _checked(datasets.load_dataset(name, split=split, streaming=True, **options))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        found = f"no file of this name, and the hub did not give it (split {split!r}): {reason}"
-        remedy = "correct the name, or connect to the network, or download a file and give its path"
-        raise PairsError("", found, "a file, or a dataset id owner/name", remedy, path=name) from error
+        if Path(name).is_dir():
+            found, remedy = (
+                f"no dataset can be read from this folder (split {split!r})",
+                "give a data file's own path",
+            )
+        else:
+            found = f"no file of this name, and the hub did not give it (split {split!r})"
+            remedy = "correct the name, or connect to the network, or download a file and give its path"
+        wanted = "a file, a dataset's folder, or a dataset id owner/name"
+        raise PairsError("", f"{found}: {reason}", wanted, remedy, path=name) from error
 
 
 def _checked(rows) -> Iterator[Read]:
