@@ -180,7 +180,8 @@ def language_rollout(
     Args:
         score: ``(prompts, texts, completion_ids) -> (B,)`` rewards of the responses.
     """
-    drawn = sampling.sample(policy.model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    options = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 64}
+    drawn = sampling.sample(policy.model, tokenizer, prompts, **options)
     ids = [per_prompt[0] for per_prompt in drawn]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     prompt_ids = [encode.text_ids(tokenizer, prompt) for prompt in prompts]

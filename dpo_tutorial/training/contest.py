@@ -1,0 +1,284 @@
+"""Runs of notebook 12: one task, one reference, the same pairs; SFT, DPO, best-of-n and three kinds of RLHF.
+
+Every run counts what it spends by stage (processor time, tokens generated, forward, backward) and measures the
+policy on fresh samples: true reward, proxy reward (the reward model fitted on the same pairs), sequence-level KL.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_model, save_model
+
+from dpo_tutorial.data import scoring
+from dpo_tutorial.data.construct import config_hash
+from dpo_tutorial.training import encode, frontier, lab, loop, models, records, reward_model, rlhf, sampling
+
+PAIRS = {"model": "lab_lm", "pairs": 480, "flip_rate": 0.0, "batch_size": 8, "warmup_steps": 6, "seed": 0}
+JUDGE = {"judge_rate": 5e-4, "judge_epochs": 2, "judge_pairs": 480}
+MEASURED = {"eval_prompts": 160, "curve_prompts": 80}
+OFFLINE = PAIRS | JUDGE | MEASURED | {"beta": 0.1, "learning_rate": 5e-4, "epochs": 1, "measure_at": [15, 30, 45]}
+ROLLOUTS = {"samples": 64, "passes": 2, "minibatch": 32, "start": "reference", "reward": "model"}
+RLHF = (
+    PAIRS
+    | JUDGE
+    | MEASURED
+    | ROLLOUTS
+    | {"beta": 0.1, "learning_rate": 1e-3, "iterations": 20, "measure_at": [5, 10, 15]}
+)
+GROUP = 4  # samples per prompt of RLOO
+
+
+class Meter:
+    """What a run spends, by stage: processor seconds, tokens generated, through a forward, through a backward pass.
+
+    Tokens are counted where they enter a model, at its embedding, padding included; under no_grad, or in a frozen
+    model, there is no backward pass. A stage inside another is charged alone.
+    """
+
+    def __init__(self):
+        self.stages: dict[str, dict[str, float]] = {}
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def _charge(self) -> None:
+        now = time.process_time()
+        if self._open:
+            self.stages[self._open[-1]]["cpu_seconds"] += now - self._since
+        self._since = now
+
+    def _count(self, module, args) -> None:
+        if isinstance(module, torch.nn.Embedding):
+            self.add("forward", args[0].numel())
+            self.add("backward", args[0].numel() * (torch.is_grad_enabled() and module.weight.requires_grad))
+
+    def add(self, what: str, count: int) -> None:
+        """Charges ``count`` tokens to the stage that is open."""
+        self.stages[self._open[-1]][what] += int(count)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.stages.setdefault(name, {"cpu_seconds": 0.0, "generated": 0, "forward": 0, "backward": 0})
+        self._charge()
+        hook = None if self._open else torch.nn.modules.module.register_module_forward_pre_hook(self._count)
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+            if hook is not None:
+                hook.remove()
+
+    def numbers(self) -> dict[str, dict]:
+        return {name: spent | {"cpu_seconds": round(spent["cpu_seconds"], 2)} for name, spent in self.stages.items()}
+
+
+def train_pairs(config: dict, count: int) -> pd.DataFrame:
+    """The first ``count`` training pairs; chosen and rejected exchanged in a share ``flip_rate``, by the seed."""
+    frame = lab.load_pairs("train", count).copy()
+    flipped = np.random.default_rng(config["seed"]).permutation(count) < round(config["flip_rate"] * count)
+    frame.loc[flipped, ["chosen", "rejected"]] = frame.loc[flipped, ["rejected", "chosen"]].to_numpy()
+    return frame
+
+
+class World:
+    """Reference, tokenizer, pairs and judge of a run, and the bookkeeping around them.
+
+    Args:
+        cache: folder in which judges are kept between runs of one seed, with what fitting them took.
+    """
+
+    def __init__(self, config: dict, cache: Path | None = None):
+        self.config, self.meter, self.curve = config, Meter(), []
+        self.reference, self.tokenizer = models.load(config["model"], device="cpu")
+        self.reference.requires_grad_(False)
+        self.pad = {"pad_token_id": self.tokenizer.pad_token_id}
+        self.pairs = train_pairs(config, config["pairs"])
+        self.judge = reward_model.RewardModel(self.reference)
+        self.judge_accuracy = self.load_judge(cache) if cache else self.fit_judge()
+        self.judge.requires_grad_(False).eval()
+
+    def fit_judge(self) -> dict[str, float]:
+        """Fits the reward model on the run's pairs, flipped ones included; its accuracies at the end."""
+        config = self.config
+        examples = encode.encode_pairs(self.tokenizer, train_pairs(config, config["judge_pairs"]))
+        sizes = {"batch_size": config["batch_size"], "epochs": config["judge_epochs"], "seed": config["seed"]}
+        order = loop.batch_order(len(examples), **sizes)
+        with self.meter.stage("reward model"):
+            reward_model.fit(self.judge, examples, order=order, learning_rate=config["judge_rate"], **self.pad)
+        parts = {"train": examples, "heldout": encode.encode_pairs(self.tokenizer, lab.load_pairs("heldout", 200))}
+        found = {name: reward_model.accuracy(self.judge, rows, **self.pad) for name, rows in parts.items()}
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def load_judge(self, cache: Path) -> dict[str, float]:
+        """The judge from ``cache``, with its costs; fitted and put there if it is not."""
+        names = (*PAIRS, *JUDGE)
+        stem = cache / f"judge-{config_hash({name: self.config[name] for name in names})}"
+        weights, notes = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+        if not notes.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            accuracy = self.fit_judge()
+            save_model(self.judge, str(weights))
+            records.write_json(notes, {"accuracy": accuracy, "spent": self.meter.stages["reward model"]})
+            return accuracy
+        load_model(self.judge, str(weights))
+        kept = json.loads(notes.read_text())
+        self.meter.stages["reward model"] = kept["spent"]
+        return kept["accuracy"]
+
+    def proxy(self, prompts, texts, completion_ids) -> np.ndarray:
+        """Rewards of the reward model, in Bradley-Terry's log-odds."""
+        return reward_model.scores(self.judge, self.tokenizer, list(prompts), list(completion_ids)).numpy()
+
+    def true(self, prompts, texts, completion_ids) -> np.ndarray:
+        """The true reward that notebooks measure: P(positive)."""
+        return scoring.load_classifier().scores([a + b for a, b in zip(prompts, texts, strict=True)])
+
+    def measure(self, policy, *, prompts: int) -> dict:
+        """Fresh samples on held-out prompts: the numbers of ``frontier.numbers`` and the proxy's."""
+        seed = 5000 + self.config["seed"]
+        drawn = lab.measure(policy, self.reference, self.tokenizer, prompts=prompts, seed=seed).samples
+        drawn["words"] = drawn["text"].str.split().str.len()
+        drawn["ended"] = drawn["completion_ids"].str[-1] == self.tokenizer.eos_token_id
+        proxy = self.proxy(drawn["prompt"], drawn["text"], drawn["completion_ids"])
+        return frontier.numbers(drawn) | {"proxy": frontier.interval(proxy, drawn["prompt"])}
+
+    def note(self, at: float, policy) -> None:
+        """A point of the curve; measuring is charged to nobody."""
+        with self.meter.stage("measuring"):
+            self.curve.append({"at": at} | self.measure(policy, prompts=self.config["curve_prompts"]))
+
+
+def offline(world: World):
+    """SFT on the chosen or DPO, as ``config["arm"]`` says."""
+    config, policy = world.config, loop.frozen_copy(world.reference).requires_grad_(True)
+    examples = encode.encode_pairs(world.tokenizer, world.pairs)
+    with world.meter.stage("reference"):
+        ref_logps = loop.reference_logps(world.reference, examples, **world.pad)
+    order = loop.batch_order(len(examples), **{key: config[key] for key in ("batch_size", "epochs", "seed")})
+    loss = frontier.loss_of({"loss": config["arm"], "beta": config["beta"]})
+    options = {key: config[key] for key in ("beta", "learning_rate", "warmup_steps")} | world.pad
+
+    def watch(step, _):
+        if step + 1 in config["measure_at"]:
+            world.note(step + 1, policy.eval())
+
+    with world.meter.stage("train"):
+        loop.train_dpo(policy, examples, ref_logps, order=order, loss=loss, on_step=watch, **options)
+    return policy
+
+
+def start_policy(world: World):
+    """Where RLHF starts: a copy of the reference, or what DPO makes of it first."""
+    if world.config["start"] == "reference":
+        return loop.frozen_copy(world.reference).requires_grad_(True)
+    kept, world.config = world.config, OFFLINE | world.config["start"] | {"arm": "dpo", "measure_at": []}
+    policy = offline(world)
+    world.config = kept
+    return policy.requires_grad_(True)
+
+
+def judged(world: World, rows: list[dict]) -> Callable:
+    """The score that the policy is trained on; true and proxy reward of every batch are appended to ``rows``."""
+
+    def score(prompts, texts, completion_ids):
+        world.meter.add("generated", sum(map(len, completion_ids)))
+        proxy = world.proxy(prompts, texts, completion_ids)
+        true = world.true(prompts, texts, completion_ids)
+        words = float(np.mean([len(text.split()) for text in texts]))
+        rows.append({"true": float(true.mean()), "proxy": float(proxy.mean()), "words": words})
+        return proxy if world.config["reward"] == "model" else true
+
+    return score
+
+
+def ppo(world: World):
+    """PPO of ``rlhf`` on the reward model or the true reward; returns the policy and a row per iteration."""
+    config, rows = world.config, []
+    prompts, score = list(world.pairs["prompt"]), judged(world, rows)
+    policy = rlhf.ValuedPolicy(start_policy(world))
+    generator = torch.Generator().manual_seed(config["seed"])
+
+    def collect(iteration):
+        picked = torch.randint(len(prompts), (config["samples"],), generator=generator).tolist()
+        options = {"max_new_tokens": lab.MAX_NEW_TOKENS, "seed": 1000 * config["seed"] + iteration}
+        with world.meter.stage("samples"):
+            batch = [prompts[row] for row in picked]
+            return rlhf.language_rollout(policy, world.reference, world.tokenizer, batch, score, **options)
+
+    def watch(iteration, row):
+        rows[iteration] |= {name: row[name] for name in ("kl", "clipped", "value_loss")}
+        if iteration + 1 in config["measure_at"]:
+            world.note(iteration + 1, policy.model)
+
+    options = {key: config[key] for key in ("beta", "learning_rate", "iterations", "seed", "passes", "minibatch")}
+    with world.meter.stage("train"):
+        rlhf.train_ppo(collect, policy, policy.parameters(), on_iteration=watch, **options)
+    return policy.model, rows
+
+
+def rloo(world: World):
+    """TRL's RLOO with the sizes of :func:`ppo`; TRL's sampling and training are one stage."""
+    from dpo_tutorial.training import trl_rloo
+
+    config, rows = world.config, []
+    policy = start_policy(world)
+
+    def watch(iteration):
+        if iteration + 1 in config["measure_at"]:
+            world.note(iteration + 1, policy.eval())
+            policy.train()
+
+    names = ("beta", "learning_rate", "iterations", "seed", "samples", "passes", "minibatch")
+    options = {key: config[key] for key in names} | {"group": GROUP, "max_new_tokens": lab.MAX_NEW_TOKENS}
+    prompts, score = list(world.pairs["prompt"]), judged(world, rows)
+    with tempfile.TemporaryDirectory() as folder, world.meter.stage("train"):
+        trl_rloo.train_rloo(policy, world.tokenizer, prompts, score, folder, on_iteration=watch, **options)
+    return policy, rows
+
+
+def best_of_n(world: World) -> list[dict]:
+    """A row per n in ``config["sizes"]``: the best of n by proxy on held-out prompts, from one pool of samples."""
+    config = world.config
+    prompts = list(lab.load_pairs("heldout", config["eval_prompts"])["prompt"])
+    n = max(config["sizes"])
+    with world.meter.stage("samples"):
+        options = {"n": n, "max_new_tokens": lab.MAX_NEW_TOKENS, "seed": config["seed"], "batch_size": 128}
+        drawn = sampling.sample(world.reference, world.tokenizer, prompts, **options)
+        flat = [prompt for prompt in prompts for _ in range(n)]
+        ids = [row for per in drawn for row in per]
+        texts = world.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        world.meter.add("generated", sum(map(len, ids)))
+        proxy = world.proxy(flat, texts, ids).reshape(len(prompts), n)
+    true = world.true(flat, texts, ids).reshape(len(prompts), n)
+    words = np.array([len(text.split()) for text in texts]).reshape(len(prompts), n)
+    rows = []
+    for size in config["sizes"]:
+        best = (np.arange(len(prompts)), proxy[:, :size].argmax(1))
+        row = {"n": size, "kl_bound": reward_model.best_of_n_kl(size), "words": float(words[best].mean())}
+        rows.append(
+            row | {"reward": frontier.interval(true[best], prompts), "proxy": frontier.interval(proxy[best], prompts)}
+        )
+    return rows
+
+
+def run(config: dict, cache: Path | None = None) -> dict:
+    """One run as numbers: ``spent`` by stage, ``curve``, ``final``, ``rollouts`` and the judge's accuracies."""
+    world = World(config, cache)
+    results = {"judge_accuracy": world.judge_accuracy}
+    arm = config["arm"]
+    if arm == "best_of_n":
+        results["sizes"] = best_of_n(world)
+    else:
+        policy, rows = (offline(world), []) if arm in ("sft", "dpo") else {"ppo": ppo, "rloo": rloo}[arm](world)
+        results["rollouts"] = [{name: round(value, 4) for name, value in row.items()} for row in rows]
+        with world.meter.stage("measuring"):
+            results["final"] = world.measure(policy, prompts=config["eval_prompts"])
+    return results | {"curve": world.curve, "spent": world.meter.numbers()}
