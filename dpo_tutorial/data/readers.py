@@ -43,7 +43,7 @@ def read(path: str | Path, *, limit: int | None = None, **hub) -> Iterator[Read]
         path: a file: ``.parquet``; ``.json`` that begins with ``[`` (an array of objects); anything else is read as
             JSON Lines; all but Parquet may be gzipped (``.gz``). Or a hub id, ``owner/name``, or a folder.
         limit: stop after so many rows.
-        hub: for hub datasets and folders, the options of ``datasets.load_dataset``; ``split`` is "train" unless given.
+        hub: for hub datasets and folders, options of ``datasets.load_dataset``; ``split`` is "train" unless given.
     """
     if is_hub_id(path) or Path(path).is_dir():
         rows = _hub(str(path), **hub)
