@@ -112,7 +112,8 @@ def save_adapter(model, folder: Path) -> None:
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
-    records.write_json(path, json.loads(path.read_text()) | {"base_model_name_or_path": "smollm2"})
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": "smollm2"}
+    records.write_json(path, config | {"target_modules": sorted(config["target_modules"])})  # peft keeps a set
 
 
 def make_pairs(config: dict = PAIRS, name: str = "sentiment", card_name: str = "card.json") -> None:

@@ -33,6 +33,7 @@ SENTIMENT_RUN = {
     "max_new_tokens": 40,
     "samples_per_prompt": 2,
     "eval_steps": 12,
+    "step": "fast",
 }
 
 

@@ -18,7 +18,6 @@ SWEEP_RUN = records.SENTIMENT_RUN | {
     "samples_per_prompt": 1,
     "loss_pairs": 32,
     "eval_steps": 32,
-    "step": "fast",
     "capabilities": "48 reviews, 16 instructions",
 }
 SWEEP_BETAS = (0.05, 0.1, 0.2, 0.5)
