@@ -4,60 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_tutorial.training import rlhf
-
-V = 5  # two tokens from a vocabulary of five: 25 responses
-
-
-class TwoTokens(torch.nn.Module):
-    """A tabular policy over two tokens with a value table; the tree that language models are, at its smallest."""
-
-    def __init__(self, seed: int):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.first = torch.nn.Parameter(torch.randn(V, generator=generator, dtype=torch.float64))
-        self.second = torch.nn.Parameter(torch.randn(V, V, generator=generator, dtype=torch.float64))
-        self.value = torch.nn.Parameter(torch.zeros(1 + V, dtype=torch.float64))
-
-    def forward(self, batch):
-        a, b = batch["tokens"].T
-        logps = torch.stack([self.first.log_softmax(-1)[a], self.second.log_softmax(-1)[a, b]], dim=1)
-        return logps, torch.stack([self.value[0].expand(len(a)), self.value[1 + a]], dim=1)
-
-    def joint(self):
-        """(V, V) log-probabilities of all responses."""
-        return (self.first.log_softmax(-1)[:, None] + self.second.log_softmax(-1)).detach()
-
-
-def solve(seed: int, beta: float):
-    """(reward, KL) of PPO's policy and of the closed-form optimum, both exact."""
-    generator = torch.Generator().manual_seed(seed)
-    reward = torch.randn(V, V, generator=generator, dtype=torch.float64)
-    policy, reference = TwoTokens(seed), TwoTokens(seed)
-    ref = reference.joint()
-
-    def collect(iteration):
-        flat = torch.multinomial(policy.joint().exp().flatten(), 512, replacement=True, generator=generator)
-        batch = {"tokens": torch.stack([flat // V, flat % V], dim=1)}
-        with torch.no_grad():
-            logps, values = policy(batch)
-            ref_logps = reference(batch)[0]
-        return rlhf.Rollout(batch, torch.ones(512, 2), logps, ref_logps, values, reward.flatten()[flat])
-
-    rlhf.train_ppo(
-        collect, policy, policy.parameters(), beta=beta, learning_rate=0.05, iterations=200, seed=seed, passes=2,
-        minibatch=256,
-    )  # fmt: skip
-    optimum = (ref + reward / beta).flatten().log_softmax(0).view(V, V)
-    return [
-        ((table.exp() * reward).sum().item(), (table.exp() * (table - ref)).sum().item())
-        for table in (policy.joint(), optimum)
-    ]
+from dpo_tutorial.training import bandit, rlhf
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_ppo_reaches_the_known_optimum(seed):
-    (reward, kl), (best_reward, best_kl) = solve(seed, beta=0.5)
+    (reward, kl), (best_reward, best_kl) = bandit.solve(beta=0.5, seed=seed)
     assert reward == pytest.approx(best_reward, rel=0.02)
     assert kl == pytest.approx(best_kl, rel=0.05)
 

@@ -4,6 +4,7 @@ Every run counts what it spends by stage (processor time, tokens generated, forw
 policy on fresh samples: true reward, proxy reward (the reward model fitted on the same pairs), sequence-level KL.
 """
 
+import itertools
 import json
 import tempfile
 import time
@@ -33,6 +34,32 @@ RLHF = (
     | {"beta": 0.1, "learning_rate": 1e-3, "iterations": 20, "measure_at": [5, 10, 15]}
 )
 GROUP = 4  # samples per prompt of RLOO
+
+METHODS = {
+    "SFT": OFFLINE | {"arm": "sft"},
+    "DPO": OFFLINE | {"arm": "dpo"},
+    "RM + PPO": RLHF | {"arm": "ppo"},
+    "RM + RLOO": RLHF | {"arm": "rloo"},
+    "true reward + PPO": RLHF | {"arm": "ppo", "reward": "true"},
+}
+# offline or not: two rates of the grid; the third is tried with one seed
+RATES = {True: (5e-4, 1e-3, 2e-4), False: (3e-4, 1e-3, 3e-3)}
+BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32, 64], "eval_prompts": 80, "measure_at": []}
+NOISE = {"flip_rate": 0.25}
+EXTRAS = {
+    "DPO, long": METHODS["DPO"]
+    | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 4, "measure_at": [30, 60, 120, 180]},
+    "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
+    "DPO, noise": METHODS["DPO"] | NOISE,
+    "RM + PPO, noise": METHODS["RM + PPO"] | NOISE,
+    "RM + PPO, poor judge": METHODS["RM + PPO"] | {"judge_pairs": 120, "judge_epochs": 1},
+    "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
+}
+
+
+def rates(method: str) -> tuple[float, ...]:
+    """The three learning rates tried for one of ``METHODS``."""
+    return RATES[METHODS[method]["arm"] in ("sft", "dpo")]
 
 
 class Meter:
@@ -282,3 +309,36 @@ def run(config: dict, cache: Path | None = None) -> dict:
         with world.meter.stage("measuring"):
             results["final"] = world.measure(policy, prompts=config["eval_prompts"])
     return results | {"curve": world.curve, "spent": world.meter.numbers()}
+
+
+def path(run: dict, *, start: float, total: int) -> list[tuple[float, float, float]]:
+    """(share of the run done, KL, true reward) from the reference, whose reward is ``start``, to the end."""
+    points = [(0.0, 0.0, start)] + [(p["at"] / total, p["kl"][0], p["reward"][0]) for p in run["curve"]]
+    return [*points, (1.0, run["final"]["kl"][0], run["final"]["reward"][0])]
+
+
+def cost_to_reach(run: dict, *, reward: float, start: float, total: int) -> dict[str, float] | None:
+    """What had been spent when the true reward first reached ``reward``; None if it never did.
+
+    Between measurements all is interpolated. The reward model and the reference's pass are paid before the first
+    step; measuring is free.
+
+    Args:
+        run: results of :func:`run`; ``start``: the reference's reward; ``total``: steps or iterations of the run.
+
+    Returns:
+        ``share`` of the run, ``kl`` there, and ``cpu_seconds, generated, forward, backward``.
+    """
+    points = path(run, start=start, total=total)
+    for (share, kl, low), (next_share, next_kl, high) in itertools.pairwise(points):
+        if high >= reward:
+            part = (reward - low) / (high - low) if high > low else 1.0
+            found = {"share": share + part * (next_share - share), "kl": kl + part * (next_kl - kl)}
+            break
+    else:
+        return None
+    running = ("train", "samples")
+    for what in ("cpu_seconds", "generated", "forward", "backward"):
+        spent = {name: stage[what] for name, stage in run["spent"].items() if name != "measuring"}
+        found[what] = sum(value * (found["share"] if name in running else 1) for name, value in spent.items())
+    return {name: round(value, 9) for name, value in found.items()}

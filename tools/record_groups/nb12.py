@@ -6,32 +6,9 @@ poor reward model and DPO first. Judges are kept in runs/nb12/ (not in the repos
 
 from pathlib import Path
 
-from dpo_tutorial.training.contest import OFFLINE, RLHF
+from dpo_tutorial.training.contest import BEST_OF_N, EXTRAS, METHODS, rates
 
 SEEDS = (0, 1, 2)
-METHODS = {
-    "SFT": OFFLINE | {"arm": "sft"},
-    "DPO": OFFLINE | {"arm": "dpo"},
-    "RM + PPO": RLHF | {"arm": "ppo"},
-    "RM + RLOO": RLHF | {"arm": "rloo"},
-    "true reward + PPO": RLHF | {"arm": "ppo", "reward": "true"},
-}
-RATES = {True: (5e-4, 1e-3, 2e-4), False: (3e-4, 1e-3, 3e-3)}  # offline or not; the last is tried with one seed
-BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32, 64], "eval_prompts": 80, "measure_at": []}
-NOISE = {"flip_rate": 0.25}
-EXTRAS = {
-    "DPO, long": METHODS["DPO"]
-    | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 4, "measure_at": [30, 60, 120, 180]},
-    "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
-    "DPO, noise": METHODS["DPO"] | NOISE,
-    "RM + PPO, noise": METHODS["RM + PPO"] | NOISE,
-    "RM + PPO, poor judge": METHODS["RM + PPO"] | {"judge_pairs": 120, "judge_epochs": 1},
-    "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
-}
-
-
-def rates(method: str) -> tuple[float, ...]:
-    return RATES[METHODS[method]["arm"] in ("sft", "dpo")]
 
 
 def main_runs(seeds=SEEDS) -> list[dict]:

@@ -1,0 +1,86 @@
+"""The contest of notebook 12: what is counted, what is flipped, and that each arm runs and differs."""
+
+import pytest
+import torch
+
+from dpo_tutorial.training import contest, lab
+
+TINY = {"judge_pairs": 24, "judge_epochs": 1, "eval_prompts": 4, "curve_prompts": 4, "pairs": 24}
+FEW = TINY | {"iterations": 2, "measure_at": [1], "samples": 8, "minibatch": 8}
+
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 3)
+
+    def forward(self, ids):
+        return self.embedding(ids).sum()
+
+
+def test_the_meter_counts_tokens_where_they_enter_and_charges_the_inner_stage():
+    model, meter, ids = Small(), contest.Meter(), torch.zeros(2, 5, dtype=int)
+    model(ids)
+    with meter.stage("outer"):
+        model(ids)
+        with meter.stage("inner"), torch.no_grad():
+            model(ids)
+            meter.add("generated", 7)
+        model.requires_grad_(False)
+        model(ids[:, :3])
+    model(ids)
+    counted = {name: (s["forward"], s["backward"], s["generated"]) for name, s in meter.stages.items()}
+    assert counted == {"outer": (16, 10, 0), "inner": (10, 0, 7)}
+
+
+def test_processor_time_of_an_inner_stage_is_not_the_outer_stage_s(monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 9.0])
+    monkeypatch.setattr(contest.time, "process_time", lambda: next(clock))
+    meter = contest.Meter()
+    with meter.stage("outer"), meter.stage("inner"):
+        pass
+    assert {name: s["cpu_seconds"] for name, s in meter.stages.items()} == {"outer": 1.0 + 5.0, "inner": 3.0}
+
+
+def test_a_share_of_the_pairs_is_flipped_and_the_seed_says_which():
+    clean = lab.load_pairs("train", 40)
+
+    def flipped(seed):
+        noisy = contest.train_pairs({"flip_rate": 0.25, "seed": seed}, 40)
+        swapped = noisy["chosen"] == clean["rejected"]
+        assert (noisy["rejected"][swapped] == clean["chosen"][swapped]).all()
+        assert (noisy["chosen"][~swapped] == clean["chosen"][~swapped]).all()
+        return swapped
+
+    assert flipped(0).sum() == flipped(1).sum() == 10
+    assert (flipped(0) != flipped(1)).any()
+
+
+@pytest.mark.parametrize("name", ["DPO", "RM + PPO", "RM + RLOO"])
+def test_an_arm_runs_counts_and_leaves_the_reference_alone(name, tmp_path):
+    config = contest.METHODS[name] | (TINY | {"measure_at": [2]} if name == "DPO" else FEW)
+    results = contest.run(config, cache=tmp_path)
+    assert results["final"]["kl"][0] != 0 and len(results["curve"]) == 1
+    spent = results["spent"]
+    assert spent["train"]["backward"] > 0 and spent["reward model"]["backward"] > 0
+    generated = sum(stage["generated"] for stage in spent.values())
+    assert (generated > 0) == (name != "DPO")
+    again = contest.World(config, tmp_path)
+    assert again.judge_accuracy == results["judge_accuracy"], "the judge comes from the cache"
+    assert again.meter.stages["reward model"] == spent["reward model"] | {
+        "cpu_seconds": again.meter.stages["reward model"]["cpu_seconds"]
+    }
+
+
+def test_costs_to_reach_a_reward():
+    point = {"reward": [0.6, 0, 1], "kl": [2.0, 0, 9]}
+    stage = {"cpu_seconds": 8.0, "generated": 80, "forward": 800, "backward": 400}
+    run = {
+        "curve": [{"at": 5} | point],
+        "final": {"reward": [0.7, 0, 1], "kl": [4.0, 0, 9]},
+        "spent": {"reward model": stage, "train": stage, "measuring": stage},
+    }
+    reached = contest.cost_to_reach(run, reward=0.55, start=0.5, total=10)
+    assert reached["share"] == 0.25 and reached["kl"] == 1.0
+    assert reached["cpu_seconds"] == 8 + 2 and reached["generated"] == 80 + 20
+    assert contest.cost_to_reach(run, reward=0.75, start=0.5, total=10) is None
