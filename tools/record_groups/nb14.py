@@ -20,7 +20,7 @@ UNTRAINED = PANDALM | {"question": "untrained log-probabilities"}
 TRAINED = PANDALM | {
     "question": "implicit reward",
     "folds": 5,
-    "pairs_per_instruction": 4,
+    "pairs_per_instruction": 3,
     "beta": 0.1,
     "learning_rate": 2e-4,
     "rank": 16,
