@@ -4,6 +4,7 @@ Every run counts what it spends by stage (processor time, tokens generated, forw
 policy on fresh samples: true reward, proxy reward (the reward model fitted on the same pairs), sequence-level KL.
 """
 
+import copy
 import itertools
 import json
 import tempfile
@@ -183,6 +184,13 @@ class World:
             self.curve.append({"at": at} | self.measure(policy, prompts=self.config["curve_prompts"]))
 
 
+def with_config(world: World, config: dict) -> World:
+    """The same reference, pairs and judge, the same meter, for a run with other settings."""
+    other = copy.copy(world)
+    other.config = config
+    return other
+
+
 def offline(world: World):
     """SFT on the chosen or DPO, as ``config["arm"]`` says."""
     config, policy = world.config, loop.frozen_copy(world.reference).requires_grad_(True)
@@ -206,10 +214,8 @@ def start_policy(world: World):
     """Where RLHF starts: a copy of the reference, or what DPO makes of it first."""
     if world.config["start"] == "reference":
         return loop.frozen_copy(world.reference).requires_grad_(True)
-    kept, world.config = world.config, OFFLINE | world.config["start"] | {"arm": "dpo", "measure_at": []}
-    policy = offline(world)
-    world.config = kept
-    return policy.requires_grad_(True)
+    first = OFFLINE | world.config["start"] | {"arm": "dpo", "seed": world.config["seed"], "measure_at": []}
+    return offline(with_config(world, first)).requires_grad_(True)
 
 
 def judged(world: World, rows: list[dict]) -> Callable:
