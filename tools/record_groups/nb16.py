@@ -1,0 +1,58 @@
+"""Notebook 16's records: a step of SmolLM2 with the savings switched on one by one, each in a process of its own.
+
+One warm-up step, then two that count (one for the second table), of four pairs of 96+64+64 tokens; times are
+processor time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from dpo_tutorial.training import trl_parts
+
+STEP = dict(trl_parts.STEP, shape=[96, 64, 64])
+CACHED = {"cached_reference": True, "keep_memory": True}
+LADDER = {
+    "TRL as it comes": {},
+    "cached reference": {"cached_reference": True},
+    "freed memory kept": CACHED,
+    "head on completions only": CACHED | {"completion_head": True},
+    "fast step": CACHED | {"kind": "fast"},
+}
+OTHERS = {  # one counted step each
+    "TRL, no holes": {"cached_reference": True, "mapped_from": 65536},  # blocks this large are mapped one by one
+    "fast step, checkpointing": CACHED | {"kind": "fast", "checkpointing": True},
+    "fast step, accumulated": CACHED | {"kind": "fast", "batch": 1, "accumulate": 4},
+    "TRL, checkpointing": CACHED | {"checkpointing": True},
+    "TRL, accumulated": CACHED | {"batch": 1, "accumulate": 4},
+    "TRL, all weights": CACHED | {"rank": None},
+    "fast step, all weights": CACHED | {"kind": "fast", "rank": None},
+    "fast step, 256+128+128": CACHED | {"kind": "fast", "shape": [256, 128, 128]},
+    "fast step, rank 64": CACHED | {"kind": "fast", "rank": 64},
+}
+
+
+def runs() -> list[dict]:
+    return [of(name) for name in LADDER | OTHERS]
+
+
+def of(name: str) -> dict:
+    """The configuration of one name."""
+    return STEP | (LADDER[name] if name in LADDER else OTHERS[name] | {"steps": 1})
+
+
+def run(config: dict) -> dict:
+    """One configuration, in a fresh process."""
+    code = "import json, sys; from dpo_tutorial.training import trl_parts; "
+    code += "print(json.dumps(trl_parts.measure(json.loads(sys.argv[1]))))"
+    threshold = {"MALLOC_MMAP_THRESHOLD_": str(config["mapped_from"])} if "mapped_from" in config else {}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, json.dumps(config)],
+        env=os.environ | threshold,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
