@@ -51,6 +51,7 @@ EXTRAS = {
     "DPO, long": METHODS["DPO"]
     | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 4, "measure_at": [30, 60, 120, 180]},
     "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
+    "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
     "DPO, noise": METHODS["DPO"] | NOISE,
     "RM + PPO, noise": METHODS["RM + PPO"] | NOISE,
     "RM + PPO, poor judge": METHODS["RM + PPO"] | {"judge_pairs": 120, "judge_epochs": 1},
@@ -170,9 +171,12 @@ class World:
         return scoring.load_classifier().scores([a + b for a, b in zip(prompts, texts, strict=True)])
 
     def measure(self, policy, *, prompts: int) -> dict:
-        """Fresh samples on held-out prompts: the numbers of ``frontier.numbers`` and the proxy's."""
-        seed = 5000 + self.config["seed"]
-        drawn = lab.measure(policy, self.reference, self.tokenizer, prompts=prompts, seed=seed).samples
+        """Fresh samples on held-out prompts, of at most ``cut`` tokens: ``frontier.numbers`` and the proxy's."""
+        options = {"n": 1, "max_new_tokens": self.config.get("cut", lab.MAX_NEW_TOKENS), "ref_model": self.reference}
+        texts = list(lab.load_pairs("heldout", prompts)["prompt"])
+        drawn = sampling.rollouts(policy, self.tokenizer, texts, seed=5000 + self.config["seed"], **options)
+        drawn["reward"] = self.true(drawn["prompt"], drawn["text"], drawn["completion_ids"])
+        drawn["kl"] = drawn["policy_logps"] - drawn["ref_logps"]
         drawn["words"] = drawn["text"].str.split().str.len()
         drawn["ended"] = drawn["completion_ids"].str[-1] == self.tokenizer.eos_token_id
         proxy = self.proxy(drawn["prompt"], drawn["text"], drawn["completion_ids"])
