@@ -43,13 +43,12 @@ METHODS = {
     "RM + RLOO": RLHF | {"arm": "rloo"},
     "true reward + PPO": RLHF | {"arm": "ppo", "reward": "true"},
 }
-# offline or not: two rates of the grid; the third is tried with one seed
-RATES = {True: (5e-4, 1e-3, 2e-4), False: (3e-4, 1e-3, 3e-3)}
-BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32, 64], "eval_prompts": 80, "measure_at": []}
+RATES = {True: (5e-4, 1e-3), False: (3e-4, 1e-3)}  # offline or not: the two trials of every method
+ONE_SEED = {("SFT", 1e-3), ("RM + RLOO", 3e-4), ("true reward + PPO", 3e-4)}  # trials that were not repeated
+BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32], "eval_prompts": 80, "measure_at": []}
 NOISE = {"flip_rate": 0.25}
 EXTRAS = {
-    "DPO, long": METHODS["DPO"]
-    | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 4, "measure_at": [30, 60, 120, 180]},
+    "DPO, long": METHODS["DPO"] | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 3, "measure_at": [30, 60, 120]},
     "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
     "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
     "DPO, noise": METHODS["DPO"] | NOISE,
@@ -60,7 +59,7 @@ EXTRAS = {
 
 
 def rates(method: str) -> tuple[float, ...]:
-    """The three learning rates tried for one of ``METHODS``."""
+    """The learning rates tried for one of ``METHODS``."""
     return RATES[METHODS[method]["arm"] in ("sft", "dpo")]
 
 
