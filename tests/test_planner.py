@@ -1,6 +1,7 @@
 """The planner's counts against the models', autograd's and the operation counter's own."""
 
 import dataclasses
+
 import pytest
 import torch
 from peft import get_peft_model

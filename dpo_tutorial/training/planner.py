@@ -183,8 +183,8 @@ def operations(plan: Plan) -> dict[str, float]:
     """Floating-point operations of a step by the textbook count: two per weight and position, forward.
 
     Backward takes as many for the activations and, where weights are trained, as many again for these. TRL's head
-    computes its logits twice; the fast step's last layer goes on with scored positions only. Attention between positions and LoRA's own products are left out (a few per cent at
-    the lengths of this course).
+    computes its logits twice; the fast step's last layer goes on with scored positions only. Left out: attention
+    between positions, LoRA's own products (a few per cent at the lengths of this course).
     """
     model, trains_all = plan.model, plan.rank is None
     last = model.hidden * (model.hidden + 3 * model.intermediate) * (plan.distinct - plan.scored) if plan.fast else 0

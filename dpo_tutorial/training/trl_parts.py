@@ -89,13 +89,12 @@ class Clock:
         return wrapped
 
 
-def trainer_of(config: dict, clock: Clock, folder: str):
-    """The trainer of a configuration, whose forward passes and backward passes ``clock`` times."""
-    kind = FastDPOTrainer if config["kind"] == "fast" else DPOTrainer
+def _timed(kind: type, clock: Clock) -> type:
+    """A trainer class that takes tokens as they are, in their order, and reports its parts to ``clock``."""
 
     class Timed(kind):
         def _prepare_dataset(self, dataset, *args):
-            return dataset  # tokens already
+            return dataset
 
         def _get_train_sampler(self, *args):
             return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -108,6 +107,11 @@ def trainer_of(config: dict, clock: Clock, folder: str):
             with clock.part("forward"):
                 return super().compute_loss(*args, **kwargs)
 
+    return Timed
+
+
+def trainer_of(config: dict, clock: Clock, folder: str):
+    """The trainer of a configuration, whose forward passes and backward passes ``clock`` times, and its pairs."""
     if config["keep_memory"]:
         models.keep_memory()
     model, tokenizer = models.load(config["model"], device="cpu", dtype=torch.float32)
@@ -119,7 +123,8 @@ def trainer_of(config: dict, clock: Clock, folder: str):
     )
     options = {"gradient_checkpointing": config["checkpointing"], "max_length": None, "lr_scheduler_type": "constant"}
     separate = config["rank"] is None and not config["cached_reference"]
-    trainer = Timed(
+    kind = FastDPOTrainer if config["kind"] == "fast" else DPOTrainer
+    trainer = _timed(kind, clock)(
         model=model.train(),
         ref_model=models.load(config["model"], device="cpu", dtype=torch.float32)[0] if separate else None,
         args=trl_bridge.dpo_config(
