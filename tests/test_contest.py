@@ -84,3 +84,20 @@ def test_costs_to_reach_a_reward():
     assert reached["share"] == 0.25 and reached["kl"] == 1.0
     assert reached["cpu_seconds"] == 8 + 2 and reached["generated"] == 80 + 20
     assert contest.cost_to_reach(run, reward=0.75, start=0.5, total=10) is None
+
+
+def test_reward_at_a_kl_is_read_between_the_points():
+    runs = [
+        {"curve": [{"kl": [4.0, 0, 9], "reward": [0.6, 0, 1]}], "final": {"kl": [2.0, 0, 9], "reward": [0.5, 0, 1]}}
+    ]
+    found = contest.points(runs, start=0.4)
+    assert found.tolist() == [[0.0, 0.4], [2.0, 0.5], [4.0, 0.6]]
+    assert contest.reward_at(found, 3.0) == pytest.approx(0.55) and contest.reward_at(found, 9.0) == 0.6
+
+
+def test_a_method_that_does_not_use_the_reward_model_does_not_pay_for_it():
+    stage = {"cpu_seconds": 8.0, "generated": 80, "forward": 800, "backward": 400}
+    run = {"curve": [], "final": {"reward": [0.7, 0, 1], "kl": [4.0, 0, 9]}}
+    run["spent"] = {"reward model": stage, "reference": stage, "train": stage}
+    free = contest.cost_to_reach(run, reward=0.6, start=0.5, total=10, paid=False)
+    assert free["cpu_seconds"] == 8 + 4
