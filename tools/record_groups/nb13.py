@@ -7,13 +7,11 @@ BONUS = 0.02  # per word: ten words more are worth as much as .2 of P(positive)
 OFFLINE = {"rounds": 1, "writer": "start", "measure_at": []}
 CONDITIONS = {
     "online": {"measure_at": [0, 2, 4]},
-    "old pairs, same rounds": {"writer": "start"},
-    "offline": OFFLINE,
-    "offline, two epochs": OFFLINE | {"epochs": 2},
-    "online, reference moved": {"reference": "moved"},
+    "old pairs": {"writer": "start"},
     "online, length-biased judge": {"bonus": BONUS},
     "old pairs, length-biased judge": {"writer": "start", "bonus": BONUS},
-    "offline, length-biased judge": OFFLINE | {"bonus": BONUS},
+    "offline": OFFLINE,
+    "online, reference moved": {"reference": "moved"},
 }
 
 
