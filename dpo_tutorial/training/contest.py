@@ -41,13 +41,20 @@ METHODS = {
     "DPO": OFFLINE | {"arm": "dpo"},
     "RM + PPO": RLHF | {"arm": "ppo"},
     "RM + RLOO": RLHF | {"arm": "rloo"},
-    "true reward + PPO": RLHF | {"arm": "ppo", "reward": "true"},
+    "true reward + PPO": RLHF | {"arm": "ppo", "reward": "log-odds"},
 }
 RATES = {True: (5e-4, 1e-3), False: (3e-4, 1e-3)}  # offline or not: the two trials of every method
-ONE_SEED = {("SFT", 1e-3), ("RM + RLOO", 3e-4), ("true reward + PPO", 3e-4)}  # trials that were not repeated
+ONE_SEED = {
+    ("SFT", 1e-3),
+    ("RM + PPO", 3e-4),
+    ("RM + RLOO", 3e-4),
+    ("RM + RLOO", 1e-3),
+    ("true reward + PPO", 3e-4),
+}  # trials that were not repeated
 BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32], "eval_prompts": 80, "measure_at": []}
 NOISE = {"flip_rate": 0.25}
 EXTRAS = {
+    "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
     "DPO, long": METHODS["DPO"] | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 3, "measure_at": [30, 60, 120]},
     "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
     "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
@@ -222,7 +229,10 @@ def start_policy(world: World):
 
 
 def judged(world: World, rows: list[dict]) -> Callable:
-    """The score that the policy is trained on; true and proxy reward of every batch are appended to ``rows``."""
+    """The score that the policy is trained on; true and proxy reward of every batch are appended to ``rows``.
+
+    ``log-odds`` is the true reward in the unit of the pairs and of the reward model, ``true`` is P(positive).
+    """
 
     def score(prompts, texts, completion_ids):
         world.meter.add("generated", sum(map(len, completion_ids)))
@@ -230,7 +240,7 @@ def judged(world: World, rows: list[dict]) -> Callable:
         true = world.true(prompts, texts, completion_ids)
         words = float(np.mean([len(text.split()) for text in texts]))
         rows.append({"true": float(true.mean()), "proxy": float(proxy.mean()), "words": words})
-        return proxy if world.config["reward"] == "model" else true
+        return {"model": proxy, "true": true, "log-odds": np.log(true / (1 - true))}[world.config["reward"]]
 
     return score
 
