@@ -1,9 +1,16 @@
 """Each warning caused for real: a fault switched on, a short run on the lab LM, and the monitor names it."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from dpo_tutorial.data import filters
 from dpo_tutorial.display.monitor import Monitor
-from dpo_tutorial.training import faults
+from dpo_tutorial.training import faults, records
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "record_groups"))
+import nb10
 
 # 13 steps of 2 pairs: enough for a curve to settle, a second or two each.
 SHORT = {"count": 26, "batch_size": 2, "heldout_count": 8, "evaluate_every": 0, "warmup_steps": 1}
@@ -76,3 +83,42 @@ def test_a_doubled_template_is_named():
     monitor = Monitor("template", show=False)
     monitor.update(0, {"template_openings": 2.0})
     assert [symptom.name for symptom in monitor.warnings()] == ["template twice"]
+
+
+def test_every_configuration_has_its_record_and_no_other_is_there():
+    names = {records.path_of("nb10", config).name for config in nb10.runs()}
+    assert {path.name for path in records.RECORDS.glob("nb10-*.json")} == names
+
+
+@pytest.mark.parametrize("name", faults.GALLERY)
+def test_the_telltale_of_a_fault_is_on_its_side_in_every_recorded_seed(name):
+    telltale = faults.TELLTALES[name]
+    prompts = 48 if name in nb10.READ else 0
+    values = [
+        run["telltales"][name] for run in faults.recorded(prompts=prompts, **faults.SHORT | faults.GALLERY[name])
+    ]
+    assert all(map(telltale.caught, values))
+    low, high = faults.band(values, telltale.threshold)
+    assert low < min(values) <= max(values) < high
+
+
+@pytest.mark.parametrize("switches", [faults.SHORT, faults.LONG], ids=["short", "long"])
+def test_no_recorded_healthy_run_is_caught_by_any_telltale(switches):
+    for run in faults.recorded(**switches):
+        assert run["warnings"] == [] and set(run["telltales"]) == set(faults.TELLTALES)
+        assert not [name for name, value in run["telltales"].items() if faults.TELLTALES[name].caught(value)]
+
+
+def test_a_telltale_has_two_sides():
+    below, above = faults.TELLTALES["too easy"], faults.TELLTALES["rate too high"]
+    low, high = ({"loss": list(enumerate([value] * 12))} for value in (0.05, 0.9))
+    assert below.caught(below.value(low)) and not below.caught(below.value(high))
+    assert above.caught(above.value(high)) and not above.caught(above.value(low))
+    assert not below.caught(below.value({})) and not above.caught(above.value({}))
+
+
+def test_the_mixture_is_half_similar_and_the_filter_takes_that_half_out():
+    mixed, kept = (faults.pairs_of(kind, "train", 40) for kind in ("half similar", "half similar, filtered"))
+    shipped = faults.pairs_of("as shipped", "train", 40)
+    assert (mixed["rejected"] != shipped["rejected"]).sum() == 20
+    assert 20 <= len(kept) < 24 and (filters.similarities(kept) < faults.SIMILAR).all()

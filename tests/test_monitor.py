@@ -80,6 +80,12 @@ def test_the_table_is_whole():
     assert (symptoms.frame().map(len) > 3).all(axis=None)
 
 
+def test_a_loss_that_is_not_dpos_is_not_called_too_high():
+    for chosen, name in ((-4.9, "beta too high"), (-9.0, "rate too high")):
+        moved = {"chosen_logratios": chosen, "rejected_logratios": -4.0}
+        assert name not in names(history(loss=5.2, **moved)) and name in names(history(loss=0.9, **moved))
+
+
 def test_no_metric_no_warning():
     assert names({}) == [] and names({"loss": [(0, 0.7)]}) == []
 
@@ -121,3 +127,14 @@ def test_a_healthy_history_is_left_alone():
                 seen[prefix + ours[plain]] = [(step, value / beta) for step, value in points]
         assert len(seen["loss"]) == 48 and len(seen["eval_loss"]) == 4
         assert names(seen) == []
+
+
+def test_swapped_labels_in_recorded_runs_show_in_the_reward_and_in_nothing_else():
+    """Notebook 10's runs on right and on swapped labels, three seeds: what the policies wrote, before and after."""
+    from dpo_tutorial.training import faults
+
+    more = {"count": 320, "learning_rate": 5e-4, "evaluate_every": 40}
+    for kind, expected in (("as shipped", False), ("swapped", True)):
+        for run in faults.recorded(**more, **({} if kind == "as shipped" else {"pairs": kind})):
+            seen = {name: [(0, run["before"][name]), (40, run["written"][name])] for name in run["written"]}
+            assert ("reward falls" in names(seen | run["curves"])) is expected

@@ -52,6 +52,11 @@ def moved(history: History) -> float:
     return largest(history, "chosen_logratios", "rejected_logratios")
 
 
+def raised(history: History) -> bool:
+    """Whether a loss that started near log 2 has risen by more than .1 (another loss, SFT's say, is not judged)."""
+    return mean(history, "loss") > LOG2 + 0.1 and abs(first(history, "loss") - LOG2) < 1
+
+
 def delta(history: History) -> float:
     """Largest recent |chosen - rejected log-ratio|, in nats: the margin without beta."""
     chosen, rejected = recent(history, "chosen_logratios"), recent(history, "rejected_logratios")
@@ -168,7 +173,7 @@ TABLE = (
         name="beta too high",
         symptom="the loss rises above .693 at once",
         metric="recent loss > .793 while the log-ratios are below 5 nats",
-        seen=lambda h: mean(h, "loss") > LOG2 + 0.1 and moved(h) < 5,
+        seen=lambda h: raised(h) and moved(h) < 5,
         cause="beta multiplies the noise of the log-ratios into large margins of both signs",
         check="|margin| against |log-ratio|",
         cure="lower beta",
@@ -177,7 +182,7 @@ TABLE = (
         name="rate too high",
         symptom="the loss rises above .693 and stays there",
         metric="recent loss > .793 while log-ratios exceed 5 nats",
-        seen=lambda h: mean(h, "loss") > LOG2 + 0.1 and moved(h) >= 5,
+        seen=lambda h: raised(h) and moved(h) >= 5,
         cause="the learning rate",
         check="log-ratios of both responses: tens of nats below 0",
         cure="lower the rate threefold until the held-out loss falls",

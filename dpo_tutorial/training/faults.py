@@ -9,6 +9,8 @@ from functools import partial
 import pandas as pd
 import torch
 
+from dpo_tutorial.data import filters
+from dpo_tutorial.display import symptoms
 from dpo_tutorial.display.monitor import Monitor
 from dpo_tutorial.theory import losses
 from dpo_tutorial.training import encode, lab, logps, loop, models, records
@@ -46,8 +48,11 @@ GALLERY = {
     "too easy": {"pairs": "easy"},
     "shortcut": {"pairs": "longer loses"},
 }
+LONG = {"count": 480, "batch_size": 16, "evaluate_every": 10}  # a healthy run: 30 batches
+SHORT = {"count": 104, "evaluate_every": 13, "learning_rate": 5e-4}  # a run of the gallery: 13 batches of 8 pairs
 RECORDED_SEEDS = (0, 1, 2)
 OPENING = " I will tell you what I think of it, so here is my honest view of this film, in a few words."
+SIMILAR = 0.7  # of drop_near_identical: 1 is the same text
 CUT = 24  # tokens: the opening alone is longer
 
 
@@ -64,6 +69,17 @@ def _similar(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(rejected=rejected)
 
 
+def _half_similar(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every second pair is similar."""
+    odd = pd.Series(range(len(frame)), index=frame.index) % 2 == 1
+    return frame.assign(rejected=frame["rejected"].where(~odd, _similar(frame)["rejected"]))
+
+
+def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Half similar, and then what ``filters.drop_near_identical`` leaves of them."""
+    return filters.drop_near_identical(_half_similar(frame), similarity=SIMILAR)[0]
+
+
 PAIRS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "as shipped": lambda frame: frame,
     "cut": lambda frame: frame.assign(chosen=OPENING + frame["chosen"], rejected=OPENING + frame["rejected"]),
@@ -71,6 +87,8 @@ PAIRS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "longer loses": lambda frame: frame.assign(rejected=frame["chosen"] + frame["rejected"]),
     "swapped": _swap,
     "similar": _similar,
+    "half similar": _half_similar,
+    "half similar, filtered": _filtered,
     "long": lambda frame: frame.assign(**{k: frame[k] * 3 for k in ("chosen", "rejected")}),
 }
 
@@ -169,15 +187,81 @@ def objective(name: str, beta: float) -> Callable:
     return table[name]
 
 
-def record_config(**switches) -> dict:
+@dataclass(frozen=True)
+class Telltale:
+    """The number that catches a fault: a fault lies below the threshold, or above it with ``above``."""
+
+    metric: str
+    value: Callable[[symptoms.History], float]
+    threshold: float
+    above: bool = False
+
+    def caught(self, value: float) -> bool:
+        """Whether a number lies on the fault's side of the threshold; NaN does not."""
+        return value > self.threshold if self.above else value < self.threshold
+
+
+def _off_log2(history: symptoms.History) -> float:
+    return max((abs(value - symptoms.LOG2) for value in symptoms.recent(history, "loss")), default=math.nan)
+
+
+def _first_logratio(history: symptoms.History) -> float:
+    return max(abs(symptoms.first(history, f"{side}_logratios")) for side in ("chosen", "rejected"))
+
+
+def _finite(history: symptoms.History) -> float:
+    return float(sum(math.isfinite(value) for _, value in history["loss"]))
+
+
+def _gap(history: symptoms.History) -> float:
+    return symptoms.last(history, "eval_loss") - symptoms.mean(history, "loss")
+
+
+def _gradient(history: symptoms.History) -> float:
+    return symptoms.largest(history, "grad_norm")
+
+
+_LOSS = partial(symptoms.mean, name="loss")
+_AT_START = Telltale("|log-ratio| at the first step (nats)", _first_logratio, 0.5, above=True)
+_RAISED = Telltale("recent loss", _LOSS, symptoms.LOG2 + 0.1, above=True)
+TELLTALES = {
+    "rate too low": Telltale("largest recent |log-ratio| (nats)", symptoms.moved, symptoms.MOVED),
+    "beta too small": Telltale("largest recent |loss - log 2|", _off_log2, symptoms.FLAT),
+    "identical pairs": Telltale("largest recent |delta| (nats)", symptoms.delta, 1e-4),
+    "tied reference": Telltale("largest recent |log-ratio| (nats)", symptoms.moved, 1e-6),
+    "nothing scored": Telltale("largest recent gradient norm", _gradient, 1e-6),
+    "rate too high": _RAISED,
+    "beta too high": _RAISED,
+    "not finite": Telltale("finite losses", _finite, SHORT["evaluate_every"]),
+    "updates lost": Telltale("share of weights a step changes", partial(symptoms.mean, name="updated"), 0.4),
+    "wrong reference": _AT_START,
+    "cache in another order": _AT_START,
+    "too easy": Telltale("recent loss", _LOSS, 0.1),
+    "shortcut": Telltale("last held-out loss - recent loss", _gap, 0.014, above=True),
+}
+
+
+def record_config(*, prompts: int = 48, **switches) -> dict:
     """The configuration of a record of notebook 10: what is switched, from what, seeds, prompts measured on."""
-    return {"switches": switches, "healthy": HEALTHY, "seeds": list(RECORDED_SEEDS), "prompts": 48}
+    return {"switches": switches, "healthy": HEALTHY, "seeds": list(RECORDED_SEEDS), "prompts": prompts}
 
 
 def recorded(**switches) -> list[dict]:
-    """The recorded runs with these switches, one per seed: ``warnings, before, written, curves``."""
+    """The recorded runs with these switches, one per seed: ``warnings, before, written, curves, telltales``.
+
+    Telltales are computed anew from the recorded curves, but for those whose curve was not kept.
+    """
     results = records.load("nb10", record_config(**switches))["results"]
+    for run in results.values():
+        anew = {name: telltale.value(run["curves"]) for name, telltale in TELLTALES.items()}
+        run["telltales"] = run.get("telltales", {}) | {k: v for k, v in anew.items() if math.isfinite(v)}
     return [results[f"seed {seed}"] for seed in RECORDED_SEEDS]
+
+
+def band(values: list[float], threshold: float) -> tuple[float, float]:
+    """From the smallest to the largest, widened on both sides by half the range and a tenth of the threshold."""
+    widen = (max(values) - min(values)) / 2 + 0.1 * threshold
+    return min(values) - widen, max(values) + widen
 
 
 @functools.lru_cache(maxsize=3)
