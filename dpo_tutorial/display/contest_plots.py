@@ -24,7 +24,7 @@ def points(runs: Sequence[dict], name: str, first: Sequence[float]) -> np.ndarra
 
 def _ends(ax, x: np.ndarray, y: np.ndarray, **look) -> None:
     """Mean of (x, y) with bars from the smallest to the largest seed."""
-    bars = [np.array([[v.mean() - v.min()], [v.max() - v.mean()]]) for v in (x, y)]
+    bars = [np.array([[v.mean() - v.min()], [v.max() - v.mean()]]).clip(min=0) for v in (x, y)]
     ax.errorbar(x.mean(), y.mean(), xerr=bars[0], yerr=bars[1], capsize=3, linestyle="none", **look)
 
 
@@ -35,7 +35,7 @@ def frontier(methods: dict[str, list[list[dict]]], best: Sequence[dict], starts:
     for name, settings in methods.items():
         look = LOOKS[name]
         for k, runs in enumerate(settings):
-            kl, reward = points(runs, "kl", zeros), points(runs, "reward", starts)
+            kl, reward = (points(runs, *of) for of in (("kl", zeros[: len(runs)]), ("reward", starts[: len(runs)])))
             ax.plot(kl.mean(0), reward.mean(0), color=look["color"], linestyle=look["linestyle"], linewidth=1.1)
             label = name if k == 0 else None
             _ends(ax, kl[:, -1], reward[:, -1], color=look["color"], marker=look["marker"], label=label)
