@@ -19,7 +19,9 @@ def main_runs(seed: int) -> list[dict]:
 
 
 def extra_runs(seed: int) -> list[dict]:
-    return [config | {"seed": seed} for config in EXTRAS.values()]
+    """The further arms; with the first seed also the second trial of PPO on P(positive)."""
+    trial = [EXTRAS["P(positive) + PPO"] | {"learning_rate": 3e-4}] if seed == 0 else []
+    return [config | {"seed": seed} for config in [*EXTRAS.values(), *trial]]
 
 
 def runs() -> list[dict]:
