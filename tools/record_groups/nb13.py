@@ -11,7 +11,6 @@ CONDITIONS = {
     "online, length-biased judge": {"bonus": BONUS},
     "old pairs, length-biased judge": {"writer": "start", "bonus": BONUS},
     "offline": OFFLINE,
-    "online, reference moved": {"reference": "moved"},
 }
 
 
