@@ -1,6 +1,8 @@
 """The planner's counts against the models', autograd's and the operation counter's own."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from test_trl_fast import pairs, small_llama, trained
 from torch.utils.flop_counter import FlopCounterMode
 from trl import DPOTrainer
 
-from dpo_tutorial.training import models, planner
+from dpo_tutorial.training import models, planner, trl_parts
 from dpo_tutorial.training.trl_fast import FastDPOTrainer
 
 WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
@@ -122,3 +124,19 @@ def test_hours_and_rlhf_by_hand():
     assert parts == {"reward model": 6 * 10 * 10 * 3, "generation": 700, "scores": 2100, "updates": 8400}
     with pytest.raises(ValueError, match="share of the peak rate"):
         planner.hours(1, peak_rate=1, utilisation=0)
+
+
+def test_measured_peaks_of_the_fast_step_within_15_per_cent():
+    """Whole processes of the benchmark (SmolLM2, LoRA, batch 8, float32), at its three lengths."""
+    benchmark = json.loads((Path(__file__).resolve().parents[1] / "benchmarks" / "dpo_step.json").read_text())
+    rows = [row for group in benchmark["groups"].values() for row in group]
+    seen = {}
+    for row in rows:
+        if row["variant"] != "fast" or row["dtype"] != "float32" or row["batch"] != 8:
+            continue
+        drawn = trl_parts.ragged(tuple(row["shape"]), 24, seed=0, vocabulary=40_000)
+        counts = [planner.count([tuple(map(len, pair.values())) for pair in drawn[i : i + 8]]) for i in (0, 8, 16)]
+        most = {name: max(count[name] for count in counts) for name in ("padded", "distinct", "scored")}
+        expected = sum(planner.memory(planner.Plan(SMOLLM2, **most, fast=True), runtime_bytes=0.52e9).values())
+        seen[tuple(row["shape"])] = row["peak_bytes"] / expected
+    assert len(seen) >= 3 and all(0.85 < ratio < 1.15 for ratio in seen.values()), seen
