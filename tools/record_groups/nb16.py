@@ -20,8 +20,9 @@ LADDER = {
     "head on completions only": CACHED | {"completion_head": True},
     "fast step": CACHED | {"kind": "fast"},
 }
-OTHERS = {  # one counted step each
-    "TRL, each block by itself": {"cached_reference": True, "mapped_from": 65536},  # blocks this large are mapped one by one
+# One counted step each; mapped_from: the allocator maps blocks this large one by one, so that none leaves a hole.
+OTHERS = {
+    "TRL, each block by itself": {"cached_reference": True, "mapped_from": 65536},
     "fast step, checkpointing": CACHED | {"kind": "fast", "checkpointing": True},
     "fast step, accumulated": CACHED | {"kind": "fast", "batch": 1, "accumulate": 4},
     "TRL, checkpointing": CACHED | {"checkpointing": True},
