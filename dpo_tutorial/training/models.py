@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_tutorial.data import external
@@ -169,7 +170,7 @@ def load(name: str, *, device: torch.device | str | None = None, dtype: torch.dt
         dtype: default :func:`pick_dtype`; the lab LM is always float32 unless told otherwise.
 
     Raises:
-        FileNotFoundError: the name is none of these, with the names that are.
+        FileNotFoundError: the name is none of these, with the names that are; or the weights are cut short.
     """
     keep_memory()
     device = torch.device(device) if device is not None else pick_device()
@@ -185,7 +186,7 @@ def load(name: str, *, device: torch.device | str | None = None, dtype: torch.dt
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second: weights cut short
         raise FileNotFoundError(
             f"model {name!r} could not be loaded: {str(error).splitlines()[0]}\n"
             "Accepted: 'smollm2', 'lab_lm', a folder with safetensors, or a Hugging Face id (needs the network)."
