@@ -84,6 +84,36 @@ def fresh(model, tokenizer, config: dict, *, samples: int, seed: int, prompts: i
     return drawn
 
 
+def train(config: dict, *, evaluate: bool = True):
+    """Train one cell of the sweep as notebook 09 does, by the fast step; returns TRL's trainer.
+
+    Args:
+        evaluate: also measure loss and rewards of ``loss_pairs`` held-out pairs every ``eval_steps`` steps; the
+            policy is the same without.
+    """
+    from dpo_tutorial.training import trl_bridge
+    from dpo_tutorial.training.trl_fast import FastDPOTrainer
+
+    trl_bridge.quiet_libraries()
+    model, tokenizer = models.load_sft()
+    frame = pairs.load(scoring.DATA_DIR / "pairs" / "sentiment_train.jsonl").head(config["pairs"])
+    settings = {key: config[key] for key in records.DPO_SETTINGS if evaluate or key != "eval_steps"}
+    heldout = trl_bridge.to_dataset(heldout_pairs(config).head(config["loss_pairs"])) if evaluate else None
+    trainer = FastDPOTrainer(
+        full_metrics=False,
+        model=model,
+        args=trl_bridge.dpo_config(
+            f"runs/nb11_{config['beta']}_{config['seed']}", **settings, eval_strategy="steps" if evaluate else "no"
+        ),
+        train_dataset=trl_bridge.to_dataset(frame),
+        eval_dataset=heldout,
+        processing_class=tokenizer,
+        peft_config=models.lora_config(rank=config["rank"]),
+    )
+    trl_bridge.train(trainer)
+    return trainer
+
+
 def measure(model, tokenizer, config: dict) -> dict:
     """Reward and KL with intervals, words, and perplexities of a policy."""
     drawn = fresh(model, tokenizer, config, samples=config["samples_per_prompt"], seed=config["seed"])
