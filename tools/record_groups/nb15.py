@@ -36,7 +36,7 @@ SHORT = {
     "rank": 8,
     "epochs": 2,
     "batch_size": 8,
-    "problems": 40,
+    "problems": 80,
     "max_new_tokens": 80,
 }
 TOPICS = (
@@ -47,6 +47,9 @@ farmer;iron;a football;a camera;a forest""".replace(";a\n", ";a ")
     .replace("\n", ";")
     .split(";")
 )
+OTHER_TOPICS = (  # no training pair asks for these
+    "a hammer;a bus;rice;a pillow;a bank;winter;a lake;a pencil;gold;a zoo;an umbrella;cheese;a street;paint;grass"
+).split(";")
 
 
 def runs() -> list[dict]:
@@ -159,6 +162,10 @@ def ask(question: str) -> list[dict]:
     return [{"role": "user", "content": f"{question} Think step by step."}]
 
 
+def good_for(topic: str) -> list[dict]:
+    return [{"role": "user", "content": f"What is {topic} good for?"}]
+
+
 def say(text: str) -> list[dict]:
     return [{"role": "assistant", "content": text}]
 
@@ -173,17 +180,18 @@ def problems(n: int, seed: int) -> list[tuple[str, str, int]]:
 
 
 def everyday_pairs(model, tokenizer) -> list[dict]:
-    """The model's own long answers to everyday questions (rejected) and their first sentences (chosen)."""
+    """The model's own answers to everyday questions, whole sentences (rejected), and the first of these (chosen)."""
     from dpo_tutorial.training import sampling
 
     if not POOL.exists():
-        prompts = [[{"role": "user", "content": f"What is {topic} good for?"}] for topic in TOPICS]
-        drawn = sampling.sample(model, tokenizer, prompts, n=1, max_new_tokens=60, temperature=0.7, seed=0)
+        prompts = [good_for(topic) for topic in TOPICS]
+        drawn = sampling.sample(model, tokenizer, prompts, n=1, max_new_tokens=80, temperature=0.7, seed=0)
         rows = []
         for prompt, (text,) in zip(prompts, sampling.texts(tokenizer, drawn), strict=True):
-            first = re.split(r"(?<=[.!?])\s", text.strip())[0]
-            if first != text.strip():
-                rows.append({"prompt": prompt, "chosen": say(first), "rejected": say(text.strip())})
+            whole = re.search(r"(?s).*[.!?](?=\s|$)", text.strip())  # up to the last end of a sentence
+            first, *rest = re.split(r"(?<=[.!?])\s+", whole[0]) if whole else [""]
+            if rest:
+                rows.append({"prompt": prompt, "chosen": say(first), "rejected": say(whole[0])})
         records.write_json(POOL, {"pairs": rows})
     return json.loads(POOL.read_text(encoding="utf-8"))["pairs"]
 
@@ -215,7 +223,7 @@ def short_answers(config: dict) -> dict:
 
 
 def solve(model, tokenizer, config: dict) -> dict:
-    """Held-out problems: right results, words, written calculations; the suite's family of worked steps."""
+    """Held-out problems: right results, words, written calculations; everyday questions: words; the suite's steps."""
     from dpo_tutorial.evaluation import capabilities
     from dpo_tutorial.training import sampling
 
@@ -228,10 +236,12 @@ def solve(model, tokenizer, config: dict) -> dict:
     right = [found == [str(result)] for found, (_, _, result) in zip(last, held, strict=True)]
     items = capabilities.load_items().query("family == 'steps'")
     scores = capabilities.score(model, tokenizer, items)
+    everyday = sampling.sample(model, tokenizer, [good_for(topic) for topic in OTHER_TOPICS], **options)
     return {
         "right": [int(value) for value in right],
         "words": [len(text.split()) for text in texts],
         "calculations": [text.count("=") for text in texts],
         "ended": round(float(np.mean(ended)), 3),
+        "everyday_words": [len(text.split()) for (text,) in sampling.texts(tokenizer, everyday)],
         "steps_p": round(float(scores["p"].mean()), 4),
     }
