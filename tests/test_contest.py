@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpo_tutorial.training import contest, lab
+from dpo_tutorial.training import contest, encode, lab, reward_model
 
 TINY = {"judge_pairs": 24, "judge_epochs": 1, "eval_prompts": 4, "curve_prompts": 4, "pairs": 24}
 FEW = TINY | {"iterations": 2, "measure_at": [1], "samples": 8, "minibatch": 8}
@@ -101,3 +101,30 @@ def test_a_method_that_does_not_use_the_reward_model_does_not_pay_for_it():
     run["spent"] = {"reward model": stage, "reference": stage, "train": stage}
     free = contest.cost_to_reach(run, reward=0.6, start=0.5, total=10, paid=False)
     assert free["cpu_seconds"] == 8 + 4
+
+
+def test_a_judge_of_one_layer_and_a_judge_of_single_labels_are_fitted_and_kept_apart(tmp_path):
+    base = contest.METHODS["RM + PPO"] | TINY
+    usual = contest.World(base, tmp_path)
+    small = contest.World(base | {"judge_layers": 1}, tmp_path)
+    unary = contest.World(base | {"judge_labels": "unary"}, tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 3
+    assert len(small.judge.backbone.layers) == 1 < len(usual.judge.backbone.layers)
+    assert len(usual.reference.model.layers) == len(usual.judge.backbone.layers), "the reference keeps its layers"
+    tokens = [world.meter.stages["reward model"]["forward"] for world in (usual, unary)]
+    assert tokens[1] == tokens[0] / 2, "one response of each pair"
+    assert not torch.equal(usual.judge.head.weight, unary.judge.head.weight)
+
+
+def test_single_labels_raise_the_good_and_lower_the_bad():
+    pad = {"pad_token_id": 0}
+    world = contest.World(contest.METHODS["RM + PPO"] | TINY)
+    examples = encode.encode_pairs(world.tokenizer, world.pairs)[:8]
+    flags = [True, False] * 4
+    judge = reward_model.RewardModel(world.reference)
+    order = [[0, 1, 2, 3], [4, 5, 6, 7]] * 8
+    reward_model.fit(judge, examples, order=order, learning_rate=1e-3, desirable=flags, **pad)
+    with torch.no_grad():
+        chosen, rejected = judge(encode.collate(examples, **pad)).chunk(2)
+    seen = torch.where(torch.tensor(flags), chosen, rejected)
+    assert (seen[::2] > 0).all() and (seen[1::2] < 0).all()

@@ -35,6 +35,8 @@ RLHF = (
     | {"beta": 0.1, "learning_rate": 1e-3, "iterations": 20, "measure_at": [5, 10, 15]}
 )
 GROUP = 4  # samples per prompt of RLOO
+# Left out where they say what is usual: a judge of all layers, fitted on pairs.
+JUDGE_OPTIONS = ("judge_layers", "judge_labels")
 
 METHODS = {
     "SFT": OFFLINE | {"arm": "sft"},
@@ -46,22 +48,24 @@ METHODS = {
 RATES = {True: (5e-4, 1e-3), False: (3e-4, 1e-3)}  # offline or not: the two trials of every method
 ONE_SEED = {
     ("SFT", 1e-3),
-    ("RM + PPO", 3e-4),
     ("RM + RLOO", 3e-4),
-    ("RM + RLOO", 1e-3),
     ("true reward + PPO", 3e-4),
 }  # trials that were not repeated
 BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32], "eval_prompts": 80, "measure_at": []}
 NOISE = {"flip_rate": 0.25}
+FEW = {"judge_pairs": 120}
 EXTRAS = {
-    "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
-    "DPO, long": METHODS["DPO"] | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 3, "measure_at": [30, 60, 120]},
-    "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
-    "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
     "DPO, noise": METHODS["DPO"] | NOISE,
     "RM + PPO, noise": METHODS["RM + PPO"] | NOISE,
-    "RM + PPO, poor judge": METHODS["RM + PPO"] | {"judge_pairs": 120, "judge_epochs": 1},
+    "DPO, long": METHODS["DPO"] | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 3, "measure_at": [30, 60, 120]},
+    "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
+    "RM + PPO, 120 pairs": METHODS["RM + PPO"] | FEW,
+    "DPO, 120 pairs": METHODS["DPO"] | {"pairs": 120, "learning_rate": 1e-3, "epochs": 2, "measure_at": [15]},
     "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
+    "RM + PPO, unary": METHODS["RM + PPO"] | {"judge_labels": "unary"},
+    "RM + PPO, small judge": METHODS["RM + PPO"] | {"judge_layers": 1},
+    "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
+    "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
 }
 
 
@@ -136,7 +140,7 @@ class World:
         self.reference.requires_grad_(False)
         self.pad = {"pad_token_id": self.tokenizer.pad_token_id}
         self.pairs = train_pairs(config, config["pairs"])
-        self.judge = reward_model.RewardModel(self.reference)
+        self.judge = reward_model.RewardModel(self.reference, config.get("judge_layers"))
         self.judge_accuracy = self.load_judge(cache) if cache else self.fit_judge()
         self.judge.requires_grad_(False).eval()
 
@@ -146,15 +150,18 @@ class World:
         examples = encode.encode_pairs(self.tokenizer, train_pairs(config, config["judge_pairs"]))
         sizes = {"batch_size": config["batch_size"], "epochs": config["judge_epochs"], "seed": config["seed"]}
         order = loop.batch_order(len(examples), **sizes)
+        flags = np.random.default_rng(config["seed"]).permutation(len(examples)) % 2 == 0
+        options = {"desirable": flags.tolist()} if config.get("judge_labels") == "unary" else {}
         with self.meter.stage("reward model"):
-            reward_model.fit(self.judge, examples, order=order, learning_rate=config["judge_rate"], **self.pad)
+            options |= {"order": order, "learning_rate": config["judge_rate"]} | self.pad
+            reward_model.fit(self.judge, examples, **options)
         parts = {"train": examples, "heldout": encode.encode_pairs(self.tokenizer, lab.load_pairs("heldout", 200))}
         found = {name: reward_model.accuracy(self.judge, rows, **self.pad) for name, rows in parts.items()}
         return {name: round(value, 4) for name, value in found.items()}
 
     def load_judge(self, cache: Path) -> dict[str, float]:
         """The judge from ``cache``, with its costs; fitted and put there if it is not."""
-        names = (*PAIRS, *JUDGE)
+        names = [name for name in (*PAIRS, *JUDGE, *JUDGE_OPTIONS) if name in self.config]
         stem = cache / f"judge-{config_hash({name: self.config[name] for name in names})}"
         weights, notes = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
         if not notes.exists():

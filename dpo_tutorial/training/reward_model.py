@@ -20,11 +20,15 @@ class RewardModel(torch.nn.Module):
     """(rows,) rewards of encoded responses: the transformer of ``model``, copied, and a linear head that starts at 0.
 
     Only differences between responses to one prompt mean anything (notebook 02).
+
+    Args:
+        layers: keep the first ``layers`` of the transformer's layers, for a small reward model; default all.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, layers: int | None = None):
         super().__init__()
         self.backbone = copy.deepcopy(model.model).requires_grad_(True)
+        self.backbone.layers = self.backbone.layers[:layers]
         self.head = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
         torch.nn.init.zeros_(self.head.weight)
 
@@ -37,11 +41,15 @@ class RewardModel(torch.nn.Module):
 
 def fit(
     reward_model: RewardModel, train: list[dict], *, order: list[list[int]], learning_rate: float, pad_token_id: int,
-    warmup_steps: int = 6, label_smoothing: float = 0.0,
+    warmup_steps: int = 6, label_smoothing: float = 0.0, desirable: list[bool] | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Minimise -log sigmoid(r_chosen - r_rejected) over encoded pairs, in place; rows of ``step, loss, accuracy``.
 
     AdamW, warm-up, linear decay and clipping as in ``loop.train_dpo``, so that the two can be compared.
+
+    Args:
+        desirable: for unary feedback, a flag per pair: of each pair only one response is seen, the chosen one and
+            called good where True, else the rejected one and called bad; the loss is logistic regression's.
     """
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=learning_rate, weight_decay=0.0)
     history = []
@@ -49,8 +57,15 @@ def fit(
         warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (1 - step / len(order))
-        chosen, rejected = reward_model(encode.collate([train[i] for i in rows], pad_token_id=pad_token_id)).chunk(2)
-        gap = chosen - rejected
+        batch = encode.collate([train[i] for i in rows], pad_token_id=pad_token_id)
+        if desirable is None:
+            chosen, rejected = reward_model(batch).chunk(2)
+            gap = chosen - rejected
+        else:
+            good = torch.tensor([desirable[i] for i in rows])
+            seen = torch.cat([good, ~good])  # in the batch the chosen stand before the rejected
+            gap = reward_model({name: tensor[seen] for name, tensor in batch.items()})
+            gap = torch.where(torch.arange(len(rows)) < good.sum(), gap, -gap)
         losses = -(1 - label_smoothing) * F.logsigmoid(gap) - label_smoothing * F.logsigmoid(-gap)
         loss = losses.mean()
         if not math.isfinite(loss.item()):

@@ -1,7 +1,8 @@
 """Notebook 12's runs on the lab LM: SFT, DPO, best-of-n, RLHF by PPO and RLOO, PPO on the true reward.
 
-Two learning rates are tried for every method, some with one seed only; then the arms on hacking, label noise, a
-poor reward model and DPO first. Judges are kept in runs/nb12/ (not in the repository) with what fitting them took.
+Two learning rates are tried for every method, some with one seed only; then the arms on label noise, hacking, few
+labels, DPO first, unary labels, a small reward model, short responses and the unit of the reward. Judges are kept
+in runs/nb12/ (not in the repository) with what fitting them took.
 """
 
 from pathlib import Path
@@ -18,14 +19,14 @@ def main_runs(seed: int) -> list[dict]:
     return [config | {"seed": seed} for config in [*found, BEST_OF_N]]
 
 
-def extra_runs(seed: int) -> list[dict]:
-    """The further arms; with the first seed also the second trial of PPO on P(positive)."""
-    trial = [EXTRAS["P(positive) + PPO"] | {"learning_rate": 3e-4}] if seed == 0 else []
-    return [config | {"seed": seed} for config in [*EXTRAS.values(), *trial]]
+def extra_runs() -> list[dict]:
+    """The further arms, arm by arm; at the end the second trial of PPO on P(positive), with the first seed."""
+    trial = EXTRAS["P(positive) + PPO"] | {"learning_rate": 3e-4, "seed": 0}
+    return [*(config | {"seed": seed} for config in EXTRAS.values() for seed in SEEDS), trial]
 
 
 def runs() -> list[dict]:
-    return [config for part in (main_runs, extra_runs) for seed in SEEDS for config in part(seed)]
+    return [config for seed in SEEDS for config in main_runs(seed)] + extra_runs()
 
 
 def run(config: dict) -> dict:
