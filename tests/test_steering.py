@@ -313,10 +313,14 @@ def test_the_figures_of_the_frontier_are_drawn():
     lines = {name: [[0, 0.4], [1, 0.5]] for name in ("one", "two", "three")}
     distances = {1: [[0.2, 0.1, 0.3]] * 2, 0.1: [[0.2, 0.1, 0.3]] * 2}
     distances = {beta: np.array(values) for beta, values in distances.items()}
+    long = {"curves": {"eval_loss": [[0, 0.7], [5, 0.8]]}, "measured": [[0, {"reward": 0.4}], [5, {"reward": 0.6}]]}
+    finals = [{"kl": [2], "reward": [0.6], "perplexity_reviews": 3, "perplexity_instructions": 2, "suite": 0.4}] * 2
+    swept = {beta: [{"final": final} for final in finals] for beta in (0.05, 0.5)}
     figures = [
         frontier_plots.while_training(by_beta, [0.4, 0.5]),
         frontier_plots.reward_against_kl(by_beta, base, by_beta[1], [0.4, 0.5]),
-        frontier_plots.loss_and_reward(by_beta, 0.1, 1, [0.4, 0.5]),
+        frontier_plots.loss_and_reward(by_beta, 0.1, 1, [0.4, 0.5], {"long": [long, long]}),
+        frontier_plots.recorded_sweep(swept, finals[0]),
         frontier_plots.steered_and_retrained(distances, [0, 1, 2], 0.1, lines, by_beta[1], "retrained"),
     ]
     labels = [text.get_text() for ax in figures[1].axes for text in ax.get_legend().get_texts()]

@@ -58,17 +58,30 @@ def reward_against_kl(by_beta: dict, baselines: dict, floor: Sequence[dict], sta
     return fig
 
 
-def loss_and_reward(by_beta: dict, low: float, high: float, starts: Sequence[float]):
-    """Held-out preference loss and true reward by step, for a low and a high beta."""
-    fig, axes = plots.figure(1, 2, width=10, height=3.2)
+def loss_and_reward(by_beta: dict, low: float, high: float, starts: Sequence[float], long: dict):
+    """Held-out preference loss and true reward by step, for a low and a high beta, and for epochs without end.
+
+    Args:
+        long: label and runs of notebook 08 over several epochs; their loss has a panel of its own, their reward is
+            drawn beside the others'.
+    """
+    fig, axes = plots.figure(1, 3, width=10, height=3.2)
     for role, beta in (("policy", low), ("rejected", high)):
         style = plots.line(role, label=f"beta {beta:g}")
         plots.band(axes[0], *curve(by_beta[beta], "heldout_loss", [np.log(2)] * len(starts)), **style)
-        plots.band(axes[1], *curve(by_beta[beta], "reward", starts), **style)
-    axes[0].axhline(np.log(2), **plots.line("reference", label="log 2"))
-    axes[0].set(xlabel="step", ylabel="held-out preference loss")
-    axes[1].set(xlabel="step", ylabel="true reward, P(positive)")
-    axes[0].legend()
+        plots.band(axes[2], *curve(by_beta[beta], "reward", starts), **style)
+    for label, runs in long.items():
+        loss = np.array([run["curves"]["eval_loss"] for run in runs])  # (seeds, points, (step, value))
+        reward = np.array([[[step, found["reward"]] for step, found in run["measured"]] for run in runs])
+        for ax, values in ((axes[1], loss), (axes[2], reward)):
+            plots.band(ax, values[0, :, 0], values[:, :, 1], **plots.line("optimum", label=label))
+    for ax in axes[:2]:
+        ax.axhline(np.log(2), **plots.line("reference", label="log 2"))
+        ax.set(ylabel="held-out preference loss")
+    axes[2].set(ylabel="true reward, P(positive)")
+    for ax in axes:
+        ax.set(xlabel="step")
+        ax.legend(fontsize=8)
     return fig
 
 
@@ -97,23 +110,27 @@ def steered_and_retrained(distances: dict, grid, ruler: float, lines: dict, retr
 
 
 def recorded_sweep(by_beta: dict, reference: dict):
-    """Left: reward against KL, a mark per seed. Right: perplexity over the reference's, a band over seeds, by beta.
+    """Left: reward against KL, a mark per beta. Right: what else changed, over the reference's, a band over seeds.
 
     Args:
         by_beta: per beta (low first) the runs of :mod:`dpo_tutorial.training.sweep`.
-        reference: the untrained policy's ``final``.
+        reference: the untrained policy's ``final``. Both hold ``perplexity_reviews, perplexity_instructions`` and
+            ``suite``, the mean p of the regression suite.
     """
     fig, axes = plots.figure(1, 2, width=10, height=3.6)
     for shade, (beta, runs) in zip(plots.SWEEP, by_beta.items(), strict=False):
         endpoint(axes[0], runs, fmt="o", color=shade, label=f"beta {beta:g}")
     axes[0].plot(0, reference["reward"][0], "x", color=plots.COLOURS["reference"], label="reference")
     axes[0].set(xlabel="KL(policy, reference), nats", ylabel="true reward, P(positive)")
-    for role, name in (("policy", "reviews"), ("rejected", "instructions")):
-        key = f"perplexity_{name}"
+    for role, key, label in (
+        ("policy", "perplexity_reviews", "perplexity, reviews"),
+        ("rejected", "perplexity_instructions", "perplexity, instructions"),
+        ("optimum", "suite", "p of the suite"),
+    ):
         ratios = np.array([[run["final"][key] / reference[key] for run in runs] for runs in by_beta.values()]).T
-        plots.band(axes[1], list(by_beta), ratios, **plots.line(role, label=name))
+        plots.band(axes[1], list(by_beta), ratios, **plots.line(role, label=label))
     axes[1].axhline(1, **plots.line("reference", label="reference"))
-    axes[1].set(xscale="log", xticks=list(by_beta), xlabel="beta", ylabel="perplexity / the reference's")
+    axes[1].set(xscale="log", xticks=list(by_beta), xlabel="beta", ylabel="relative to the reference")
     axes[1].set_xticklabels([f"{beta:g}" for beta in by_beta])
     axes[1].minorticks_off()
     for ax in axes:

@@ -114,9 +114,10 @@ def train(config: dict, *, evaluate: bool = True):
     return trainer
 
 
-def measure(model, tokenizer, config: dict) -> dict:
-    """Reward and KL with intervals, words, and perplexities of a policy."""
-    drawn = fresh(model, tokenizer, config, samples=config["samples_per_prompt"], seed=config["seed"])
+def measure(model, tokenizer, config: dict, *, drawn: pd.DataFrame | None = None) -> dict:
+    """Reward and KL with intervals, words, and perplexities; ``drawn`` are the samples, else they are made here."""
+    if drawn is None:
+        drawn = fresh(model, tokenizer, config, samples=config["samples_per_prompt"], seed=config["seed"])
     found = {name: frontier.interval(drawn[name], drawn["prompt"]) for name in ("reward", "kl")}
     found["words"] = round(float(drawn["words"].mean()), 2)
     return found | capabilities(model, tokenizer)

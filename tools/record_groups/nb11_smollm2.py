@@ -32,9 +32,12 @@ def run(config: dict) -> dict:
     names = ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies", "eval_rewards/chosen")
     curves = {name: [[s, round(v, 4)] for s, v in trl_bridge.history(trainer, name)] for name in names}
     curves["loss"] = [[s, round(v, 4)] for s, v in trl_bridge.history(trainer, "loss")]
+    drawn = sweep.fresh(policy, tokenizer, config, samples=config["samples_per_prompt"], seed=config["seed"])
     scores = capabilities.score(policy, tokenizer)
     results = {
-        "final": sweep.measure(policy, tokenizer, config),
+        "final": sweep.measure(policy, tokenizer, config, drawn=drawn),
+        "rewards": drawn["reward"].round(4).tolist(),
+        "kls": drawn["kl"].round(4).tolist(),
         "suite": {id: round(p, 4) for id, p in zip(scores["id"], scores["p"], strict=True)},
         "dtype": str(policy.dtype),
         "curves": curves,
