@@ -11,6 +11,8 @@ CONDITIONS = {
     "online, length-biased judge": {"bonus": BONUS},
     "old pairs, length-biased judge": {"writer": "start", "bonus": BONUS},
     "offline": OFFLINE,
+    "online, reference moved": {"reference": "moved"},
+    "offline, two epochs": OFFLINE | {"labels": 320, "epochs": 2},  # as many units as 480 fresh labels, about
 }
 
 
