@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dpo_tutorial.training import contest, encode, lab, reward_model
+from dpo_tutorial.training import contest_book as book
 
 TINY = {"judge_pairs": 24, "judge_epochs": 1, "eval_prompts": 4, "curve_prompts": 4, "pairs": 24}
 FEW = TINY | {"iterations": 2, "measure_at": [1], "samples": 8, "minibatch": 8}
@@ -72,35 +73,47 @@ def test_an_arm_runs_counts_and_leaves_the_reference_alone(name, tmp_path):
     }
 
 
+STAGE = {"cpu_seconds": 8.0, "generated": 80, "forward": 800, "backward": 400}
+
+
+def finished(reward, kl, curve=()):
+    final = {"reward": reward, "kl": [kl, 0, 9], "proxy": [1.0, 0, 2], "words": 5.0, "ended": 1.0}
+    spent = {"reward model": STAGE, "reference": STAGE, "train": STAGE, "measuring": STAGE}
+    return {"curve": list(curve), "final": final, "spent": spent}
+
+
 def test_costs_to_reach_a_reward():
-    point = {"reward": [0.6, 0, 1], "kl": [2.0, 0, 9]}
-    stage = {"cpu_seconds": 8.0, "generated": 80, "forward": 800, "backward": 400}
-    run = {
-        "curve": [{"at": 5} | point],
-        "final": {"reward": [0.7, 0, 1], "kl": [4.0, 0, 9]},
-        "spent": {"reward model": stage, "train": stage, "measuring": stage},
-    }
-    reached = contest.cost_to_reach(run, reward=0.55, start=0.5, total=10)
+    run = finished([0.7, 0, 1], 4.0, [{"at": 5, "reward": [0.6, 0, 1], "kl": [2.0, 0, 9]}])
+    options = {"start": 0.5, "total": 10}
+    reached = book.cost_to_reach(run, reward=0.55, method="RM + PPO", **options)
     assert reached["share"] == 0.25 and reached["kl"] == 1.0
-    assert reached["cpu_seconds"] == 8 + 2 and reached["generated"] == 80 + 20
-    assert contest.cost_to_reach(run, reward=0.75, start=0.5, total=10) is None
+    assert reached["cpu_seconds"] == 8 + 8 + 2 and reached["generated"] == 80 + 80 + 20
+    assert book.cost_to_reach(run, reward=0.55, method="DPO", **options)["cpu_seconds"] == 8 + 2, "no reward model"
+    assert book.cost_to_reach(run, reward=0.75, method="DPO", **options) is None
 
 
-def test_reward_at_a_kl_is_read_between_the_points():
-    runs = [
-        {"curve": [{"kl": [4.0, 0, 9], "reward": [0.6, 0, 1]}], "final": {"kl": [2.0, 0, 9], "reward": [0.5, 0, 1]}}
-    ]
-    found = contest.points(runs, start=0.4)
-    assert found.tolist() == [[0.0, 0.4], [2.0, 0.5], [4.0, 0.6]]
-    assert contest.reward_at(found, 3.0) == pytest.approx(0.55) and contest.reward_at(found, 9.0) == 0.6
+def test_reward_at_a_kl_is_read_between_the_finished_runs_of_a_seed():
+    groups = [[finished([0.6, 0.5, 0.7], 4.0)], [finished([0.5, 0.4, 0.6], 2.0)]]
+    starts = [[0.4, 0.3, 0.5]]
+    assert book.at_kl(groups, [3.0], starts)[0] == pytest.approx([0.55, 0.45, 0.65])
+    assert book.at_kl(groups, [1.0], starts)[0] == pytest.approx([0.45, 0.35, 0.55])
+    assert book.at_kl(groups, [9.0], starts)[0] == pytest.approx([0.6, 0.5, 0.7])
 
 
-def test_a_method_that_does_not_use_the_reward_model_does_not_pay_for_it():
-    stage = {"cpu_seconds": 8.0, "generated": 80, "forward": 800, "backward": 400}
-    run = {"curve": [], "final": {"reward": [0.7, 0, 1], "kl": [4.0, 0, 9]}}
-    run["spent"] = {"reward model": stage, "reference": stage, "train": stage}
-    free = contest.cost_to_reach(run, reward=0.6, start=0.5, total=10, paid=False)
-    assert free["cpu_seconds"] == 8 + 4
+def test_a_gap_is_separated_when_three_seeds_agree_and_its_interval_excludes_zero():
+    wide, narrow = [0.5, 0.3, 0.7], [0.5, 0.48, 0.52]
+    assert book.gap([[0.6, 0.58, 0.62]] * 3, [narrow] * 3).sign == 1
+    assert book.gap([narrow] * 3, [[0.6, 0.58, 0.62]] * 3).sign == -1
+    assert book.gap([[0.6, 0.58, 0.62]] * 3, [wide] * 3).sign == 0, "too noisy"
+    assert book.gap([[0.9, 0.88, 0.92]] * 2 + [[0.49, 0.47, 0.51]], [narrow] * 3).sign == 0, "seeds disagree"
+    assert book.gap([[0.9, 0.88, 0.92]], [narrow]).sign == 0, "one seed decides nothing"
+    halved = book.gap([[0.6, 0.58, 0.62]] * 3, [narrow] * 3, scale=2)
+    assert halved.mean == pytest.approx(0.05)
+
+
+def test_windows_are_means_over_iterations():
+    runs = [{"rollouts": [{"true": float(k)} for k in range(10)]}]
+    assert book.windows(runs, "true").tolist() == [[2.0, 7.0]]
 
 
 def test_a_judge_of_one_layer_and_a_judge_of_single_labels_are_fitted_and_kept_apart(tmp_path):

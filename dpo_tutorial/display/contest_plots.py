@@ -28,23 +28,47 @@ def _ends(ax, x: np.ndarray, y: np.ndarray, **look) -> None:
     ax.errorbar(x.mean(), y.mean(), xerr=bars[0], yerr=bars[1], capsize=3, linestyle="none", **look)
 
 
-def frontier(methods: dict[str, list[list[dict]]], best: Sequence[dict], starts: Sequence[float]):
-    """Reward against KL: per method a list of settings, each a list of runs; ``best`` are runs of best-of-n."""
-    fig, ax = plots.figure(1, 1, width=8.5, height=4.6)
-    zeros = [0.0] * len(starts)
-    for name, settings in methods.items():
-        look = LOOKS[name]
-        for k, runs in enumerate(settings):
-            kl, reward = (points(runs, *of) for of in (("kl", zeros[: len(runs)]), ("reward", starts[: len(runs)])))
-            ax.plot(kl.mean(0), reward.mean(0), color=look["color"], linestyle=look["linestyle"], linewidth=1.1)
-            label = name if k == 0 else None
-            _ends(ax, kl[:, -1], reward[:, -1], color=look["color"], marker=look["marker"], label=label)
+def frontier(panels: Sequence[dict], best: Sequence[dict], starts: Sequence[float]):
+    """Reward against KL, a panel per dictionary of methods: (method, rate) -> runs; ``best`` are runs of best-of-n.
+
+    Lines are the way there, means over seeds, with a band of the seeds' rewards where there are three; marks are the
+    ends, with bars over seeds.
+    """
+    fig, axes = plots.figure(1, len(panels), width=10, height=4.0, sharey=True)
+    for ax, groups in zip(axes, panels, strict=True):
+        for k, ((name, _), runs) in enumerate(groups.items()):
+            look = LOOKS[name]
+            zeros = [0.0] * len(runs)
+            kl, reward = (points(runs, *of) for of in (("kl", zeros), ("reward", starts[: len(runs)])))
+            first = name not in [method for method, _ in list(groups)[:k]]
+            line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.1}
+            plots.band(ax, kl.mean(0), reward, **line)
+            label = {"label": name} if first else {}
+            _ends(ax, kl[:, -1], reward[:, -1], color=look["color"], marker=look["marker"], **label)
+        ax.set(xlabel="KL(policy, reference), nats")
     kl = [size["kl_bound"] for size in best[0]["sizes"]]
     rewards = np.array([[size["reward"][0] for size in run["sizes"]] for run in best])
     look = LOOKS["best-of-n"]
-    plots.band(ax, kl, rewards, color=look["color"], linestyle=look["linestyle"], marker="x", label="best-of-n")
-    ax.set(xlabel="KL(policy, reference), nats", ylabel="true reward, P(positive)")
-    ax.legend(fontsize=8, loc="lower right")
+    plots.band(axes[0], kl, rewards, color=look["color"], linestyle=look["linestyle"], marker="x", label="best-of-n")
+    axes[0].set(ylabel="true reward, P(positive)")
+    for ax in axes:
+        ax.legend(fontsize=8, loc="lower right")
+    return fig
+
+
+def arms(rows: dict[str, list[dict]], names: Sequence[tuple[str, str]], lines: Sequence[Sequence[float]]):
+    """A panel per (name, label): a row per arm with a dot per seed; ``lines`` are the reference's values, dotted."""
+    fig, axes = plots.figure(1, len(names), width=10, height=0.36 * len(rows) + 1.0, sharey=True)
+    for ax, (name, label), reference in zip(axes, names, lines, strict=True):
+        for value in reference:
+            ax.axvline(value, **plots.line("reference", label=None, linewidth=0.8))
+        for y, (arm, runs) in enumerate(rows.items()):
+            finals = [run["final"][name] for run in runs]
+            x = [value[0] if isinstance(value, list) else value for value in finals]
+            role = "chosen" if arm.startswith("DPO") and "PPO" not in arm else "rejected"
+            ax.plot(x, [-y] * len(x), "o", color=plots.COLOURS[role], markersize=4.5, alpha=0.8)
+        ax.set(xlabel=label)
+    axes[0].set_yticks([-y for y in range(len(rows))], list(rows))
     return fig
 
 

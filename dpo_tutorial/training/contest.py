@@ -5,7 +5,6 @@ policy on fresh samples: true reward, proxy reward (the reward model fitted on t
 """
 
 import copy
-import itertools
 import json
 import tempfile
 import time
@@ -335,51 +334,3 @@ def run(config: dict, cache: Path | None = None) -> dict:
         with world.meter.stage("measuring"):
             results["final"] = world.measure(policy, prompts=config["eval_prompts"])
     return results | {"curve": world.curve, "spent": world.meter.numbers()}
-
-
-def path(run: dict, *, start: float, total: int) -> list[tuple[float, float, float]]:
-    """(share of the run done, KL, true reward) from the reference, whose reward is ``start``, to the end."""
-    points = [(0.0, 0.0, start)] + [(p["at"] / total, p["kl"][0], p["reward"][0]) for p in run["curve"]]
-    return [*points, (1.0, run["final"]["kl"][0], run["final"]["reward"][0])]
-
-
-def cost_to_reach(
-    run: dict, *, reward: float, start: float, total: int, paid: bool = True
-) -> dict[str, float] | None:
-    """What had been spent when the true reward first reached ``reward``; None if it never did.
-
-    Between measurements all is interpolated. The reward model and the reference's pass are paid before the first
-    step; measuring is free.
-
-    Args:
-        run: results of :func:`run`; ``start``: the reference's reward; ``total``: steps or iterations of the run.
-        paid: whether the reward model counts; a method that does not use it only has it for measuring.
-
-    Returns:
-        ``share`` of the run, ``kl`` there, and ``cpu_seconds, generated, forward, backward``.
-    """
-    points = path(run, start=start, total=total)
-    for (share, kl, low), (next_share, next_kl, high) in itertools.pairwise(points):
-        if high >= reward:
-            part = (reward - low) / (high - low) if high > low else 1.0
-            found = {"share": share + part * (next_share - share), "kl": kl + part * (next_kl - kl)}
-            break
-    else:
-        return None
-    running = ("train", "samples")
-    for what in ("cpu_seconds", "generated", "forward", "backward"):
-        free = {"measuring"} if paid else {"measuring", "reward model"}
-        spent = {name: stage[what] for name, stage in run["spent"].items() if name not in free}
-        found[what] = sum(value * (found["share"] if name in running else 1) for name, value in spent.items())
-    return {name: round(value, 9) for name, value in found.items()}
-
-
-def points(runs: list[dict], *, start: float) -> np.ndarray:
-    """(N, 2) KL and true reward of all points of the runs, sorted by KL, the reference first."""
-    found = [(p["kl"][0], p["reward"][0]) for run in runs for p in (*run["curve"], run["final"])]
-    return np.array([(0.0, start), *sorted(found)])
-
-
-def reward_at(frontier_points: np.ndarray, kl: float) -> float:
-    """True reward at ``kl`` by linear interpolation between the points of :func:`points`; the last beyond them."""
-    return float(np.interp(kl, *frontier_points.T))

@@ -1,0 +1,150 @@
+"""Reads the records of notebook 12: runs by method and rate, gaps between them, and what they cost.
+
+A group is a list of results of ``contest.run``, a seed each; a value is [mean, low, high], its 95 % interval.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dpo_tutorial.training import records
+from dpo_tutorial.training.contest import METHODS, ONE_SEED, rates
+
+SEEDS = (0, 1, 2)
+USES_REWARD_MODEL = ("RM + PPO", "RM + RLOO", "best-of-n")
+COLUMNS = ["reward", "KL", "proxy", "words", "ended"]
+SPENT = ("cpu_seconds", "generated", "forward", "backward")
+
+
+def recorded(config: dict, seeds=SEEDS) -> list[dict]:
+    """The results of one configuration, a seed each."""
+    return [records.load("nb12", config | {"seed": seed})["results"] for seed in seeds]
+
+
+def grid() -> dict[tuple[str, float], list[dict]]:
+    """Every method at both learning rates: a group of three seeds, or of the first where a trial was not repeated."""
+    keys = [(method, rate) for method in METHODS for rate in rates(method)]
+    seeds = {key: SEEDS[:1] if key in ONE_SEED else SEEDS for key in keys}
+    return {(m, r): recorded(METHODS[m] | {"learning_rate": r}, seeds[m, r]) for m, r in keys}
+
+
+def peak_memory(config: dict, seeds=SEEDS) -> list[float]:
+    """Peak resident memory in GB of the processes that made the runs, libraries and measuring included."""
+    return [records.load("nb12", config | {"seed": seed})["peak_gb"] for seed in seeds]
+
+
+def ends(group: list[dict]) -> pd.DataFrame:
+    """A row per seed: what the finished policies write on held-out prompts."""
+    rows = [[run["final"][name][0] for name in ("reward", "kl", "proxy")] for run in group]
+    rows = [[*row, run["final"]["words"], run["final"]["ended"]] for row, run in zip(rows, group, strict=True)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def table(groups: dict) -> pd.DataFrame:
+    """Means over the seeds of :func:`ends`, how far apart the seeds' rewards lie (``spread``), and how many seeds."""
+    found = {key: ends(group) for key, group in groups.items()}
+    means = pd.DataFrame({key: frame.mean() for key, frame in found.items()}).T
+    spread = [np.ptp(frame["reward"]) if len(frame) > 1 else np.nan for frame in found.values()]
+    return means.assign(spread=spread, seeds=[len(frame) for frame in found.values()])
+
+
+@dataclass
+class Gap:
+    """A difference between two groups: one value per seed, and the interval of their mean.
+
+    The interval takes both sides as independent, though they answer the same prompts: it is too wide rather than
+    too narrow.
+    """
+
+    each: np.ndarray
+    error: float
+
+    @property
+    def mean(self) -> float:
+        return float(self.each.mean())
+
+    @property
+    def sign(self) -> int:
+        """The sign where the difference is separated, else 0: three seeds agree and the interval excludes 0."""
+        agree = len(self.each) >= 3 and len(set(np.sign(self.each))) == 1
+        return int(np.sign(self.mean)) if agree and abs(self.mean) > 1.96 * self.error else 0
+
+    def __str__(self) -> str:
+        low, high = self.mean - 1.96 * self.error, self.mean + 1.96 * self.error
+        agree = int((np.sign(self.each) == np.sign(self.mean)).sum())
+        return f"{self.mean:+.3f} [{low:+.3f}, {high:+.3f}], {agree} of {len(self.each)}"
+
+
+def gap(one: list[list[float]], other: list[list[float]], scale=1.0) -> Gap:
+    """One minus other, seed by seed, divided by ``scale`` (one number, or one per seed).
+
+    >>> str(gap([[0.7, 0.6, 0.8]] * 3, [[0.5, 0.4, 0.6]] * 3))
+    '+0.200 [+0.118, +0.282], 3 of 3'
+    """
+    one, other, scale = np.asarray(one), np.asarray(other), np.asarray(scale)
+    errors = [(side[:, 2] - side[:, 1]) / 2 / 1.96 for side in (one, other)]
+    total = np.sqrt(((errors[0] ** 2 + errors[1] ** 2) / scale**2).sum()) / len(one)
+    return Gap((one[:, 0] - other[:, 0]) / scale, float(total))
+
+
+def values(group: list[dict], name: str) -> list[list[float]]:
+    """``name`` of the finished policies with its interval, a seed each."""
+    return [run["final"][name] for run in group]
+
+
+def at_kl(groups: list[list[dict]], kls: list[float], starts: list[list[float]]) -> list[list[float]]:
+    """The reward of a method at given KLs, a seed each, between its finished runs; beyond the last, that one's.
+
+    Args:
+        groups: the method's groups, one per setting; ``starts``: the reference's reward of each seed.
+    """
+    found = []
+    for seed, (kl, start) in enumerate(zip(kls, starts, strict=True)):
+        points = sorted([(0.0, start), *((g[seed]["final"]["kl"][0], g[seed]["final"]["reward"]) for g in groups)])
+        known, rewards = [k for k, _ in points], np.array([reward for _, reward in points])
+        found.append([float(np.interp(kl, known, rewards[:, column])) for column in range(3)])
+    return found
+
+
+def spent(run: dict, *, method: str, share: float = 1.0) -> dict[str, dict[str, float]]:
+    """What each stage had spent when ``share`` of the run was done; measuring is free.
+
+    The reward model and the reference's pass are paid before the first step. The reward model counts for the methods
+    that use it; the others have it for measuring only.
+    """
+    free = {"measuring"} if method in USES_REWARD_MODEL else {"measuring", "reward model"}
+    running = {"train": share, "samples": share}
+    stages = {name: stage for name, stage in run["spent"].items() if name not in free}
+    return {name: {w: stage[w] * running.get(name, 1) for w in SPENT} for name, stage in stages.items()}
+
+
+def cost_to_reach(run: dict, *, reward: float, method: str, start: float, total: int) -> dict[str, float] | None:
+    """What had been spent when the true reward first reached ``reward``; None if it never did.
+
+    Args:
+        run: results of ``contest.run``; ``start``: the reference's reward; ``total``: steps or iterations of the run.
+
+    Returns:
+        ``share`` of the run, ``kl`` there, and ``cpu_seconds, generated, forward, backward``, interpolated between
+        the measured points.
+    """
+    points = [(0.0, 0.0, start)] + [(p["at"] / total, p["kl"][0], p["reward"][0]) for p in run["curve"]]
+    points.append((1.0, run["final"]["kl"][0], run["final"]["reward"][0]))
+    for (share, kl, low), (next_share, next_kl, high) in itertools.pairwise(points):
+        if high >= reward:
+            part = (reward - low) / (high - low) if high > low else 1.0
+            found = {"share": share + part * (next_share - share), "kl": kl + part * (next_kl - kl)}
+            break
+    else:
+        return None
+    stages = spent(run, method=method, share=found["share"]).values()
+    found |= {what: sum(stage[what] for stage in stages) for what in SPENT}
+    return {name: round(value, 9) for name, value in found.items()}
+
+
+def windows(group: list[dict], name: str, width: int = 5) -> np.ndarray:
+    """(seeds, windows): means over ``width`` iterations of what PPO's own fresh responses showed."""
+    rows = np.array([[row[name] for row in run["rollouts"]] for run in group])
+    return rows.reshape(len(rows), -1, width).mean(2)
