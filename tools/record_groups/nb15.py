@@ -25,6 +25,7 @@ PAIRS = (
     ("alpaca-7b_verbose", "alpaca-7b_concise"),
 )
 JUDGES = {"question": "judges against people", "source": "pandalm", "reference": "gpt-3.5-turbo's reference answers"}
+EMBEDDING = JUDGES | {"question": "an embedding as judge", "model": "smollm2", "layers": 15, "tokens": 96}
 SUITE = {"question": "capabilities", "samples": 4, "max_new_tokens": 32, "seed": 0}
 SHORT = {
     "question": "short answers",
@@ -60,13 +61,14 @@ def runs() -> list[dict]:
     suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo", *swept)]
     short = [SHORT | {"pairs": 0, "seed": 0}]
     short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 24)]
-    return [ALPACA, JUDGES, *suite, *short]
+    return [ALPACA, JUDGES, *suite, *short, EMBEDDING]
 
 
 def run(config: dict) -> dict:
     by_question = {
         "length-controlled win rates": alpaca,
         "judges against people": judges,
+        "an embedding as judge": embedding_judge,
         "capabilities": suite,
         "short answers": short_answers,
     }
@@ -106,6 +108,51 @@ def judges(config: dict) -> dict:
     from dpo_tutorial.evaluation import benchmarks
 
     return benchmarks.judge_numbers(benchmarks.pandalm_verdicts(network=False))
+
+
+def embedding_judge(config: dict) -> dict:
+    """Agreement with people of "closer to the reference answer", by the cosine of two embeddings."""
+    from dpo_tutorial.data import external
+    from dpo_tutorial.evaluation import benchmarks, stats
+
+    frame, table = external.load("pandalm", network=False), benchmarks.pandalm_verdicts(network=False)
+    texts = [*frame["response1"].astype(str), *frame["response2"].astype(str), *benchmarks._references(frame["idx"])]
+    one, two, reference = np.split(embeddings(texts, config), 3)
+    cosines = [(side * reference).sum(1).round(5) for side in (one, two)]
+    table["embedding"] = pd.array(benchmarks.verdicts(*cosines), dtype="Int64")
+    right = {name: (table[name] == table["people"]).fillna(False).astype(float) for name in benchmarks.JUDGES}
+    mine = (table["embedding"] == table["people"]).astype(float)
+    found = {name: stats.paired_difference(mine, right[name], table["instruction"]) for name in benchmarks.JUDGES}
+    counts = table.groupby(["people", "embedding"]).size().items()
+    return {
+        "against_people": benchmarks.against_people(table, ["embedding"]).round(4).loc["embedding"].to_dict(),
+        "counts": [[int(p), int(j), int(n)] for (p, j), n in counts],
+        "differences": {name: [round(x, 4) for x in (v.mean, v.low, v.high)] for name, v in found.items()},
+    }
+
+
+def embeddings(texts: list[str], config: dict) -> np.ndarray:
+    """(N, width), of length 1: hidden states after some layers, averaged over the tokens, minus all texts' mean."""
+    import torch
+
+    from dpo_tutorial.training import models
+
+    model, tokenizer = models.load(config["model"], device="cpu")
+    body = model.model
+    body.layers = body.layers[: config["layers"]]
+    rows = [tokenizer(text or " ")["input_ids"][: config["tokens"]] for text in texts]
+    order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), [None] * len(rows)
+    for start in range(0, len(order), 32):
+        picked = order[start : start + 32]
+        width = max(len(rows[i]) for i in picked)
+        ids = torch.tensor([rows[i] + [tokenizer.pad_token_id] * (width - len(rows[i])) for i in picked])
+        mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in picked])
+        with torch.no_grad():
+            states = body(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[:, :, None]
+        for i, total, count in zip(picked, states.sum(1), mask.sum(1), strict=True):
+            found[i] = (total / count).numpy()
+    centred = np.array(found) - np.mean(found, axis=0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
 
 def load_with(adapter: str):
