@@ -13,6 +13,7 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAMP := $(VENV)/.installed
+NOTE := $(VENV)-installing.tmp
 INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 # PyTorch for Linux comes with CUDA unless TORCH=cpu; elsewhere it does not.
 NEEDED_GB := $(if $(filter cpu,$(TORCH)),3,$(if $(filter Linux,$(shell uname -s)),8,3))
@@ -27,7 +28,7 @@ help:
 	@echo "make test        unit tests, then every notebook run again and compared with its stored output"
 	@echo "make notebooks   execute the notebooks and store their output (NB=04 for one)"
 	@echo "make records     run the long experiments whose record is missing"
-	@echo "make bench       speed against TRL"
+	@echo "make bench       speed against TRL; the audit and the filters at 100,000 pairs"
 	@echo "make site        the static site"
 	@echo "make lint        ruff, notebooks included"
 
@@ -62,14 +63,19 @@ records: $(STAMP) model
 	$(call built,tools/make_records.py,$(OFFLINE) $(RUN) tools/make_records.py)
 
 bench: $(STAMP) model
-	$(call built,benchmarks/dpo_step.py,$(OFFLINE) $(RUN) benchmarks/dpo_step.py)
+	$(call built,benchmarks/dpo_step.py,$(OFFLINE) $(RUN) benchmarks/dpo_step.py && $(OFFLINE) $(RUN) benchmarks/data_scale.py)
 
 site: $(STAMP)
 	$(call built,docs/conf.py,$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html && echo "Open docs/_build/html/index.html")
 
 # The installation. The stamp is written last, so that an interrupted one is taken up again by the next command;
 # pip keeps what it has downloaded.
+# A second installation into the same environment stops at the first one's note, which holds the number of its make.
 $(STAMP): pyproject.toml constraints.txt
+	@( set -C; echo $$PPID > $(NOTE) ) 2>/dev/null || { other=$$(cat $(NOTE)); \
+		if [ "$$other" != $$PPID ] && kill -0 "$$other" 2>/dev/null; then \
+		echo "Another installation is at work in $(VENV) (process $$other). When it has finished, run the same command" \
+		"again; if there is none, remove $(NOTE)."; exit 1; fi; echo $$PPID > $(NOTE); }
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed (found: $$($(or $(PYTHON),python3) --version 2>/dev/null || echo none))." \
 		"Install it, then name it, for example: make lab PYTHON=python3.12"; exit 1; }
@@ -89,5 +95,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing the course and its packages (2 to 4 minutes; several more where CUDA is downloaded) ..."
 	@$(INSTALL) -e '.[test]' || { echo "The installation did not finish. If a download failed, run the same command" \
 		"again: what has been downloaded is kept."; exit 1; }
-	@touch $(STAMP)
+	@touch $(STAMP); rm -f $(NOTE)
 	@echo "Installed."

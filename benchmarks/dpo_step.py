@@ -2,7 +2,7 @@
 
     python benchmarks/dpo_step.py                     every group, then the table (some 20 minutes on two cores)
     python benchmarks/dpo_step.py --group 96,64,64    one shape (base in float32 unless --dtype says otherwise)
-    python benchmarks/dpo_step.py --growth            how the fast step's and TRL's time grows with length and batch
+    python benchmarks/dpo_step.py --growth            how the time grows with length and batch (groups not yet there)
     python benchmarks/dpo_step.py --table             the table of what has been measured
 
 A group is one shape and one type of the base's weights; its variants run one after another, each in a process of
@@ -188,6 +188,10 @@ def load_results() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": machine(), "groups": {}}
 
 
+def group_name(shape, batch: int, dtype: str) -> str:
+    return f"{'+'.join(map(str, shape))} batch {batch} {dtype}"
+
+
 def run_group(shape, batch: int, dtype: str, variants, steps: int) -> None:
     """Measure the variants of a group in fresh processes and store them together."""
     rows = []
@@ -203,7 +207,7 @@ def run_group(shape, batch: int, dtype: str, variants, steps: int) -> None:
         print(f"{variant:11} {shape} batch {batch} {dtype}: {rows[-1]['pairs_per_second']:.2f} pairs/s", flush=True)
     results = load_results()
     results["machine"] = machine()
-    results["groups"][f"{'+'.join(map(str, shape))} batch {batch} {dtype}"] = rows
+    results["groups"][group_name(shape, batch, dtype)] = rows
     RESULTS.write_text(json.dumps(results, indent=1))
 
 
@@ -253,8 +257,10 @@ def main() -> None:
 
     variants = args.variants.split(",")
     if args.growth:
+        dtype = args.dtype or "float32"
         for tokens, batch in GROWTH:
-            run_group(tokens, batch, args.dtype or "float32", ["trl", "fast"], args.steps or 1)
+            if group_name(tokens, batch, dtype) not in load_results()["groups"]:
+                run_group(tokens, batch, dtype, ["trl", "fast"], args.steps or 1)
     elif not args.table:
         for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
             for tokens in [shape] if shape else SHAPES[pick_device().type]:

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,27 @@ def test_the_readme_states_the_measured_speed_of_the_fast_step():
     assert len(ratios) >= 3
     assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as TRL" in (REPO / "README.md").read_text()
     assert 0.3 < min(memory) < max(memory) < 0.55, "a third to a half of the memory"
+
+
+def test_every_filter_and_the_audit_were_measured_at_100_000_pairs():
+    """benchmarks/data_scale.json, against the limits that its docstring names; no filter is left out."""
+    import inspect
+
+    from dpo_tutorial.data import filters
+
+    found = json.loads((REPO / "benchmarks" / "data_scale.json").read_text())
+    assert found["rows"] == 100_000 and found["machine"]["processor"]
+    assert found["audit"]["seconds"] < 120 and found["audit"]["peak_gb"] < 1.5 and found["load"]["peak_gb"] < 1.5
+    for name, cost in found["filters"].items():
+        assert cost["seconds"] < (60 if name == "drop_near_duplicates" else 10), name
+    public = {
+        name
+        for name, function in inspect.getmembers(filters, inspect.isfunction)
+        if inspect.signature(function).return_annotation == filters.Filtered and not name.startswith("_")
+    }
+    assert len(public) > 10 and {name.split(",")[0] for name in found["filters"]} == public
+    seconds = f"{found['audit']['seconds']:.0f} s and {found['audit']['peak_gb']:.1f} GB"
+    assert seconds in (REPO / "README.md").read_text()
 
 
 def test_one_version_of_ruff():
@@ -180,6 +203,31 @@ def test_make_says_when_a_download_fails_and_resumes_then_does_nothing(tmp_path)
     os.utime(tmp_path / ".venv/.installed", (2e9, 2e9))  # the copies above are newer than a stamp of a moment ago
     done = make(tmp_path, *arguments, path=tmp_path / "bin")
     assert not done.returncode and log.read_text() == before
+
+
+@needs_make
+def test_of_two_installations_at_once_the_second_says_so_and_the_first_finishes(tmp_path):
+    program(tmp_path / "bin", "df", "echo Filesystem; echo disk 1 1 90000000 1% /")
+    bin, note = tmp_path / ".venv/bin", tmp_path / ".venv-installing.tmp"
+    waits = f"touch {tmp_path}/busy; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    program(bin, "python", f'case "$*" in "-m pip install"*) {waits};; esac')
+    arguments = ("install", f"PYTHON={sys.executable}")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(make, tmp_path, *arguments, path=tmp_path / "bin")
+        for _ in range(200):
+            if (tmp_path / "busy").exists():
+                break
+            time.sleep(0.05)
+        second = make(tmp_path, *arguments, path=tmp_path / "bin")
+        (tmp_path / "go").touch()
+        assert "Installed." in first.result().stdout
+    assert second.returncode and re.search(
+        r"Another installation is at work in \.venv \(process \d+\)", second.stdout
+    )
+    assert not note.exists()
+    (tmp_path / ".venv/.installed").unlink()
+    note.write_text("999999999\n")  # of an installation that was killed
+    assert "Installed." in make(tmp_path, *arguments, path=tmp_path / "bin").stdout
 
 
 @needs_make

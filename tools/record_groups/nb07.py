@@ -26,7 +26,7 @@ BAD = {"bad", "worst", "boring", "awful", "terrible", "poor"}
 GRID = {
     "reference": [{"pairs": 0}],
     "size": [{"pairs": n} for n in (40, 320, 640)],
-    "noise": [{"flip_rate": rate} for rate in (0.2, 0.4)],
+    "noise": [{"flip_rate": rate} for rate in (0.1, 0.2, 0.3, 0.4)],
     "clean or large": [
         {"pairs": 64},
         {"pairs": 64, "epochs": 10},
