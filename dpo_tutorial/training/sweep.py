@@ -1,6 +1,6 @@
 """The recorded sweep over beta on SmolLM2: its configuration, and what is measured of each policy.
 
-Notebook 11 loads the shipped adapters of one seed and measures one of them again.
+Notebook 11 trains one of them again; the adapters of one seed ship (data/beta_adapters, :func:`load_policy`).
 """
 
 import math
