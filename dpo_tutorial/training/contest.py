@@ -45,26 +45,22 @@ METHODS = {
     "true reward + PPO": RLHF | {"arm": "ppo", "reward": "log-odds"},
 }
 RATES = {True: (5e-4, 1e-3), False: (3e-4, 1e-3)}  # offline or not: the two trials of every method
-ONE_SEED = {
-    ("SFT", 1e-3),
-    ("RM + RLOO", 3e-4),
-    ("true reward + PPO", 3e-4),
-}  # trials that were not repeated
+ONE_SEED = {("SFT", 1e-3), ("RM + RLOO", 3e-4)}  # trials that were not repeated
 BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32], "eval_prompts": 80, "measure_at": []}
 NOISE = {"flip_rate": 0.25}
 FEW = {"judge_pairs": 120}
 EXTRAS = {
+    "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
+    "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
     "DPO, noise": METHODS["DPO"] | NOISE,
-    "RM + PPO, noise": METHODS["RM + PPO"] | NOISE,
     "DPO, long": METHODS["DPO"] | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 3, "measure_at": [30, 60, 120]},
+    "DPO, 120 pairs": METHODS["DPO"] | {"pairs": 120, "learning_rate": 1e-3, "epochs": 2, "measure_at": [15]},
+    "RM + PPO, noise": METHODS["RM + PPO"] | NOISE,
     "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
     "RM + PPO, 120 pairs": METHODS["RM + PPO"] | FEW,
-    "DPO, 120 pairs": METHODS["DPO"] | {"pairs": 120, "learning_rate": 1e-3, "epochs": 2, "measure_at": [15]},
     "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
     "RM + PPO, unary": METHODS["RM + PPO"] | {"judge_labels": "unary"},
     "RM + PPO, small judge": METHODS["RM + PPO"] | {"judge_layers": 1},
-    "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
-    "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
 }
 
 
