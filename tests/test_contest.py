@@ -93,11 +93,11 @@ def test_costs_to_reach_a_reward():
 
 
 def test_reward_at_a_kl_is_read_between_the_finished_runs_of_a_seed():
-    groups = [[finished([0.6, 0.5, 0.7], 4.0)], [finished([0.5, 0.4, 0.6], 2.0)]]
+    groups = [[finished([0.6, 0.5, 0.7], 9.0)], [finished([0.5, 0.4, 0.6], 4.0)]]
     starts = [[0.4, 0.3, 0.5]]
-    assert book.at_kl(groups, [3.0], starts)[0] == pytest.approx([0.55, 0.45, 0.65])
+    assert book.at_kl(groups, [2.5**2], starts)[0] == pytest.approx([0.55, 0.45, 0.65])
     assert book.at_kl(groups, [1.0], starts)[0] == pytest.approx([0.45, 0.35, 0.55])
-    assert book.at_kl(groups, [9.0], starts)[0] == pytest.approx([0.6, 0.5, 0.7])
+    assert book.at_kl(groups, [25.0], starts)[0] == pytest.approx([0.6, 0.5, 0.7])
 
 
 def test_a_gap_is_separated_when_three_seeds_agree_and_its_interval_excludes_zero():

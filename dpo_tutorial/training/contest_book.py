@@ -97,14 +97,17 @@ def values(group: list[dict], name: str) -> list[list[float]]:
 def at_kl(groups: list[list[dict]], kls: list[float], starts: list[list[float]]) -> list[list[float]]:
     """The reward of a method at given KLs, a seed each, between its finished runs; beyond the last, that one's.
 
+    Interpolated in the square root of KL, in which the optimum's reward grows about linearly near the reference
+    (Gao et al., https://arxiv.org/abs/2210.10760): in KL itself a chord would lie below a frontier that is concave.
+
     Args:
         groups: the method's groups, one per setting; ``starts``: the reference's reward of each seed.
     """
     found = []
     for seed, (kl, start) in enumerate(zip(kls, starts, strict=True)):
         points = sorted([(0.0, start), *((g[seed]["final"]["kl"][0], g[seed]["final"]["reward"]) for g in groups)])
-        known, rewards = [k for k, _ in points], np.array([reward for _, reward in points])
-        found.append([float(np.interp(kl, known, rewards[:, column])) for column in range(3)])
+        known, rewards = np.sqrt([k for k, _ in points]), np.array([reward for _, reward in points])
+        found.append([float(np.interp(np.sqrt(kl), known, rewards[:, column])) for column in range(3)])
     return found
 
 
