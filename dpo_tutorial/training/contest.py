@@ -60,7 +60,6 @@ EXTRAS = {
     "RM + PPO, 120 pairs": METHODS["RM + PPO"] | FEW,
     "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
     "RM + PPO, unary": METHODS["RM + PPO"] | {"judge_labels": "unary"},
-    "RM + PPO, small judge": METHODS["RM + PPO"] | {"judge_layers": 1},
 }
 
 
