@@ -42,6 +42,10 @@ def _toc(files: list[str], depth: int = 1) -> str:
     return "\n".join(["```{toctree}", f":maxdepth: {depth}", ":hidden:", "", *files, "```", ""])
 
 
+def _time(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
 def stage(app) -> None:
     """Copy the notebooks and CLAIMS.md, and write the index and the table of times from course.json."""
     course = json.loads((REPO / "data" / "course.json").read_text(encoding="utf-8"))
@@ -57,10 +61,10 @@ def stage(app) -> None:
     built = [entry for entry in course if (HERE / "notebooks" / f"{entry['file']}.ipynb").exists()]
     rows = ["| notebook | question | time | memory |", "|---|---|---|---|"]
     for entry in built:
-        cost = measured.get(f"{entry['file']}.ipynb", {})
+        cost = measured[f"{entry['file']}.ipynb"]
         rows.append(
             f"| [{entry['file'][:2]} · {entry['title']}](notebooks/{entry['file']}.ipynb) | {entry['question']} "
-            f"| {cost.get('seconds', '')} s | {cost.get('peak_gb', '')} GB |"
+            f"| {_time(cost['seconds'])} | {cost['peak_gb']} GB |"
         )
     machines = sorted({entry["machine"] for entry in measured.values()})
     text = (HERE / "front.md").read_text(encoding="utf-8")

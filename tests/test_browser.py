@@ -1,11 +1,12 @@
 """The course in a real JupyterLab in a real browser (Debian's chromium, driven by playwright).
 
-Two notebooks live: they open without an error, run, and their sliders obey the arrow keys. Every notebook as a fresh
-clone shows it, untrusted: pictures, no blank boxes, no raw TeX. Nothing is asked of any other machine.
+Every notebook as a fresh clone shows it, untrusted: pictures, no blank boxes, no raw TeX. Three of them live: they
+open without an error, run, and their sliders obey the arrow keys in time. axe-core finds nothing serious in what the
+course renders, and nothing is asked of any other machine. Latencies are kept in runs/browser.json.
 """
 
+import ast
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -19,18 +20,25 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import (
+    CHROMIUM,
+    CLOSED_FORM_MS,
+    FLAGS,
+    LIVE_MS,
+    ROOT,
+    needs_chromium,
+    note,
+    photograph,
+    raw_tex,
+    serious,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-RAW_TEX = re.compile(r"\\(?:log|frac|pi|sigma|beta|mathrm|sum|mathbb|partial)\b|\$\$")
-CLOSED_FORM_MS = 30  # the aim; the test fails at three times that
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"),
-    pytest.mark.timeout(240),
-]
+START, OPTIMUM, FRONTIER = (
+    next(path for path in BOOKS if path.name.startswith(number)) for number in ("00", "01", "11")
+)
+PANEL = "steering_panel.steering_panel("
+pytestmark = [needs_chromium, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +89,7 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def page(browser, lab):
+def watched(browser, lab):
     """A page that notes errors in ``page.errors`` and requests to other machines in ``page.outside``."""
     address, _ = lab
     page = browser.new_page(viewport={"width": 1280, "height": 1400})
@@ -90,48 +97,109 @@ def page(browser, lab):
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     inside = (address, address.replace("http", "ws"), "data:", "blob:", "about:", "chrome")
     page.on("request", lambda sent: None if sent.url.startswith(inside) else page.outside.append(sent.url))
+    return page
+
+
+@pytest.fixture
+def page(browser, lab):
+    """A page for a notebook that runs."""
+    page = watched(browser, lab)
     yield page
+    page.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")  # its kernel would keep memory
     page.close()
 
 
 def open_book(page, lab, name: str) -> None:
-    """The notebook in a workspace of its own, rendered, without the file browser beside it."""
+    """The notebook in a workspace of its own, rendered."""
     address, token = lab
     page.goto(f"{address}/lab/workspaces/w{secrets.token_hex(4)}/tree/notebooks/{name}?token={token}")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
     page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.widgets?.length > 3")
 
 
-def seen_while_scrolling(page) -> dict:
-    """Text, pictures without size, and kinds of outputs of all cells, which JupyterLab renders only when in view."""
-    return page.evaluate(
-        """async () => {
-          const book = window.jupyterapp.shell.currentWidget.content;
-          const found = {text: '', broken: 0, pictures: 0, blank: []};
-          const seen = new Set();
-          for (let i = 0; i < book.widgets.length; i++) {
-            await book.scrollToItem(i, 'start');
-            await new Promise(done => setTimeout(done, 60));
-            for (const cell of document.querySelectorAll('.jp-Notebook .jp-Cell')) {
-              const id = cell.getAttribute('data-windowed-list-index') ?? i;
-              if (seen.has(id) && cell.querySelector('.MathJax, mjx-container, img') === null) continue;
-              if (!seen.has(id)) {
-                for (const image of cell.querySelectorAll('img')) {
-                  await image.decode().catch(() => null);
-                  found.pictures += 1;
-                  if (!image.naturalWidth) found.broken += 1;
-                }
-                for (const output of cell.querySelectorAll('.jp-OutputArea-output')) {
-                  if (output.getBoundingClientRect().height < 4) found.blank.push(i);
-                }
-              }
-              seen.add(id);
-            }
-          }
-          await new Promise(done => setTimeout(done, 400));
-          return found;
-        }"""
+@pytest.fixture(scope="module")
+def reader(browser, lab):
+    """A JupyterLab page that shows one notebook after the other, without a kernel."""
+    page = watched(browser, lab)
+    address, token = lab
+    page.goto(f"{address}/lab/workspaces/reader?token={token}")
+    page.wait_for_function("window.jupyterapp", timeout=90_000)
+    page.evaluate("() => window.jupyterapp.restored")
+    yield page
+    page.close()
+
+
+def show_book(page, name: str) -> None:
+    """This notebook instead of the one before, its errors counted anew."""
+    page.errors.clear(), page.outside.clear()
+    page.evaluate(
+        """async path => {
+          const {commands, shell} = window.jupyterapp;
+          shell.currentWidget?.dispose();  // without asking about changes
+          const kernel = {shouldStart: false, canStart: false, autoStartDefault: false};
+          const opened = await commands.execute('docmanager:open', {path, factory: 'Notebook', kernel});
+          await opened.revealed;
+          shell.activateById(opened.id);
+        }""",
+        f"notebooks/{name}",
     )
+    page.wait_for_function(
+        "path => window.jupyterapp.shell.currentWidget?.context?.path === path"
+        " && window.jupyterapp.shell.currentWidget.content.widgets.length > 3",
+        arg=f"notebooks/{name}",
+    )
+    page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
+
+
+# What can be read in every cell (rendered Markdown without its hidden TeX sources, and outputs), the pictures, and
+# the outputs without height. JupyterLab renders some cells around the one in view; TeX on its way is waited for.
+LOOK = r"""async () => {
+  const cells = window.jupyterapp.shell.currentWidget.content.widgets;
+  const book = window.jupyterapp.shell.currentWidget.content;
+  const pause = time => new Promise(done => setTimeout(done, time));
+  const found = {text: '', broken: 0, pictures: 0, blank: [], cells: 0};
+  const tex = /\\[a-z]{2,}|\$\$/;
+  document.head.insertAdjacentHTML('beforeend', '<style>.jp-Cell {content-visibility: visible !important}</style>');
+  const seen = new Set();
+  for (let i = 0; i < cells.length; i++) {
+    if (seen.has(i)) continue;
+    await book.scrollToItem(i, 'start');
+    await pause(120);
+    for (let k = i; k < cells.length && cells[k].isAttached; k++) {
+      const markdown = cells[k].model.type === 'markdown';
+      const part = cells[k].node.querySelector(markdown ? '.jp-RenderedMarkdown' : '.jp-OutputArea');
+      const there = markdown ? part?.innerText : part || !cells[k].model.outputs.length;
+      if (!there && k > i) break;
+      seen.add(k);
+      for (let tries = 0; tries < 20 && tex.test(part?.innerText ?? ''); tries++) await pause(100);
+      found.text += (part?.innerText ?? '') + '\n';
+      for (const image of cells[k].node.querySelectorAll('img')) {
+        await image.decode().catch(() => null);
+        found.pictures += 1;
+        if (!image.naturalWidth) found.broken += 1;
+      }
+      for (const output of cells[k].node.querySelectorAll('.jp-OutputArea-output')) {
+        if (output.getBoundingClientRect().height < 4) found.blank.push(k);
+      }
+    }
+  }
+  found.cells = seen.size;
+  await book.scrollToItem(0, 'start');
+  await pause(100);
+  return found;
+}"""
+
+
+def faults(page) -> list[str]:
+    """What axe-core calls serious in the course's own part of the page.
+
+    Pictures are left out: JupyterLab 4.6 makes their elements and gives them no alternative text, although the
+    outputs hold one (``test_every_figure_has_its_text``; the static site shows it). So is JupyterLab's box that
+    scrolls when a table is wider than the window; Chromium and Firefox let the arrow keys scroll it.
+    """
+    found = serious(page, ".jp-RenderedMarkdown", ".jp-OutputArea-output", without=(".jp-RenderedImage img",))
+    box = 'scrollable-region-focusable (serious): <div class="lm-Widget jp-RenderedHTMLCommon jp-RenderedHTML '
+    return [line for line in found if not line.startswith(box)]
 
 
 def stored_pictures(path: Path) -> int:
@@ -141,48 +209,48 @@ def stored_pictures(path: Path) -> int:
     return sum("image/png" in data or "<img" in str(data.get("text/html", "")) for data in bundles)
 
 
-def visible_text(page) -> str:
-    """What can be read in every cell: rendered Markdown without its hidden TeX sources, and outputs."""
-    return page.evaluate(
-        """async () => {
-          const book = window.jupyterapp.shell.currentWidget.content;
-          let text = '';
-          for (let i = 0; i < book.widgets.length; i++) {
-            if (book.widgets[i].model.type === 'code' && !book.widgets[i].model.outputs.length) continue;
-            await book.scrollToItem(i, 'start');
-            await new Promise(done => setTimeout(done, 40));
-            const node = book.widgets[i].node;
-            const part = node.querySelector('.jp-RenderedMarkdown') ?? node.querySelector('.jp-OutputArea');
-            text += (part?.innerText ?? '') + '\\n';
-          }
-          return text;
-        }"""
-    )
-
-
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.name)
-def test_a_fresh_clone_shows_every_notebook(path, page, lab):
-    """Untrusted, no kernel needed: what a reader meets before having run anything."""
-    open_book(page, lab, path.name)
-    found = seen_while_scrolling(page)
-    text = visible_text(page)
+def test_a_fresh_clone_shows_every_notebook(path, reader):
+    """Untrusted, no kernel: what a reader meets before having run anything."""
+    page = reader
+    show_book(page, path.name)
+    assert page.evaluate("() => !window.jupyterapp.shell.currentWidget.content.model.cells.get(1).trusted")
+    photograph(page, f"first-{path.stem}")
+    found = page.evaluate(LOOK)
+    text = found["text"]
     assert path.name[:2] in text, "the title is not there"
     assert "Error displaying widget" not in text and "Loading widget" not in text
-    assert not RAW_TEX.search(text), RAW_TEX.search(text) and text[RAW_TEX.search(text).start() - 60 :][:160]
-    assert found["broken"] == 0 and found["pictures"] >= min(1, stored_pictures(path))
+    assert not raw_tex(text), raw_tex(text)
+    assert found["broken"] == 0 and found["pictures"] >= stored_pictures(path)
     assert found["blank"] == [], f"empty boxes in cells {found['blank']}"
+    assert faults(page) == []
     assert page.outside == [] and page.errors == []
 
 
-def run_all(page) -> list[str]:
-    """Run every cell in a fresh kernel; the errors that the outputs then hold."""
+def test_every_figure_has_its_text():
+    for path in [*BOOKS, *sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))]:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    assert output.metadata["image/png"]["alt"].strip(), path.name
+
+
+def run_cells(page, cells: list[int] | None = None) -> list[str]:
+    """Run every cell in a fresh kernel, or some; the errors that the outputs then hold."""
     page.evaluate(
-        """async () => {
+        """async cells => {
           const panel = window.jupyterapp.shell.currentWidget;
+          const run = name => window.jupyterapp.commands.execute(`notebook:${name}`);
           await panel.sessionContext.ready;
           await panel.sessionContext.session?.kernel?.info;
-          await window.jupyterapp.commands.execute('notebook:run-all-cells');
-        }"""
+          if (cells === null) return await run('run-all-cells');
+          for (const cell of cells) {
+            panel.content.activeCellIndex = cell;
+            panel.content.deselectAll();
+            await run('run-cell');
+          }
+        }""",
+        cells,
     )
     return page.evaluate(
         """() => window.jupyterapp.shell.currentWidget.content.widgets
@@ -190,6 +258,30 @@ def run_all(page) -> list[str]:
           .flatMap(cell => cell.model.outputs.toJSON())
           .filter(output => output.output_type === 'error').map(output => output.ename + ': ' + output.evalue)"""
     )
+
+
+def needed_for(path: Path, text: str) -> list[int]:
+    """Numbers of the code cells that the first one with ``text`` in it rests on, itself included."""
+    trees = {
+        number: ast.parse(cell.source)
+        for number, cell in enumerate(nbformat.read(path, as_version=4).cells)
+        if cell.cell_type == "code"
+    }
+    target = next(number for number, tree in trees.items() if text in ast.unparse(tree))
+    chosen, wanted = [], set()
+    for number in sorted((number for number in trees if number <= target), reverse=True):
+        made, used = set(), set()
+        for node in ast.walk(trees[number]):
+            if isinstance(node, ast.Name):
+                (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                made.add(node.name)
+            elif isinstance(node, ast.alias):
+                made.add((node.asname or node.name).split(".")[0])
+        if number == target or made & wanted:
+            chosen.insert(0, number)
+            wanted = (wanted - made) | (used - made)
+    return chosen
 
 
 def scroll_to(page, text: str) -> None:
@@ -208,57 +300,109 @@ def scroll_to(page, text: str) -> None:
 
 
 # From a key going down to the first frame after the text line has changed.
-WATCH = """input => {
-  const root = input.closest('[data-dpo-slider]'), line = root.querySelector('[aria-live]');
+WATCH = """(control, root) => {
   window.moves = [];
   let start = 0;
-  input.addEventListener('keydown', () => { start = performance.now(); }, true);
-  new MutationObserver(() => requestAnimationFrame(() => window.moves.push(performance.now() - start)))
-    .observe(line, {childList: true, characterData: true, subtree: true});
+  const line = () => root.querySelector('[aria-live]')?.textContent;
+  let before = line();
+  control.addEventListener('keydown', () => { start = performance.now(); }, true);
+  new MutationObserver(() => {
+    if (line() === before) return;
+    before = line();
+    if (start) requestAnimationFrame(() => window.moves.push(performance.now() - start));
+  }).observe(root, {childList: true, characterData: true, subtree: true});
 }"""
 
 
-def test_01_runs_and_its_slider_obeys_the_arrow_keys(page, lab, record_property):
-    open_book(page, lab, "01_optimum_of_kl_regularised_reward.ipynb")
-    assert run_all(page) == []
+def latency(page, control, keys: list[str], pause: int) -> float:
+    """Median of the milliseconds from key to changed text line; every key must change it."""
+    page.evaluate("() => { window.moves = []; }")
+    for key in keys:
+        control.press(key)
+        page.wait_for_timeout(pause)
+    moves = page.evaluate("window.moves")
+    assert len(moves) >= 0.75 * len(keys), f"{len(moves)} of {len(keys)} keys changed the text line"
+    return round(statistics.median(moves), 1)
+
+
+def test_01_runs_and_its_slider_obeys_the_arrow_keys(page, lab):
+    open_book(page, lab, OPTIMUM.name)
+    assert run_cells(page) == []
     scroll_to(page, "sliders.closed_form(")
     control = page.locator("[data-dpo-slider] input[type=range]").first
     control.wait_for(timeout=20_000)
+    photograph(page, "live-01")
     card = page.locator("[data-dpo-slider]").first
     line, drawing = card.locator("[aria-live]"), card.locator("svg")
-    control.evaluate(WATCH)
+    control.evaluate(WATCH, card.element_handle())
     control.focus()
-    before = control.input_value(), line.inner_text(), drawing.inner_html(), control.get_attribute("aria-valuetext")
+
+    def seen():
+        shown = control.input_value(), line.inner_text(), drawing.inner_html()
+        return (*shown, control.get_attribute("aria-valuetext"))
+
+    before = seen()
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(100)
-    after = control.input_value(), line.inner_text(), drawing.inner_html(), control.get_attribute("aria-valuetext")
+    after = seen()
     assert int(after[0]) == int(before[0]) + 1, "JupyterLab took the key"
     assert all(new != old for new, old in zip(after, before, strict=True))
-    for key in ["ArrowLeft", "ArrowRight"] * 8:
-        page.keyboard.press(key)
-        page.wait_for_timeout(60)
-    moves = page.evaluate("window.moves")
-    assert len(moves) >= 12
-    record_property("median_latency_ms", round(statistics.median(moves), 1))
-    assert statistics.median(moves) < 3 * CLOSED_FORM_MS
+    median = latency(page, control, ["ArrowLeft", "ArrowRight"] * 8, 60)
+    note("closed-form slider of 01, key to picture", median_ms=median, aim_ms=CLOSED_FORM_MS)
+    assert median < 3 * CLOSED_FORM_MS
+    assert faults(page) == []
     assert page.errors == [] and page.outside == []
 
 
-def test_00_runs_and_its_slider_chooses_a_text(page, lab):
-    """The first thing a learner does: run the start page and move beta with the keys."""
-    open_book(page, lab, "00_start_here.ipynb")
-    assert run_all(page) == []
-    scroll_to(page, "steering_panel.steering_panel(")
-    control = page.locator(".jp-OutputArea [role=slider], .jp-OutputArea input[type=range]").first
+@pytest.mark.parametrize("path", [START, FRONTIER], ids=lambda path: path.name)
+def test_a_model_writes_under_the_readers_hands(path, page, lab):
+    """Move beta, type a prompt, move beta while the model writes: 00 after run-all, of 11 the panel's cells only."""
+    open_book(page, lab, path.name)
+    begin = time.perf_counter()
+    assert run_cells(page, None if path is START else needed_for(path, PANEL)) == []
+    ready = round(time.perf_counter() - begin, 1)
+    scroll_to(page, PANEL)
+    control = page.locator(".jupyter-widgets [role=slider]").first
     control.wait_for(timeout=30_000)
-    panel = control.locator("xpath=ancestor::*[contains(@class, 'jp-OutputArea-output')][1]")
-    before = panel.inner_text()
-    control.focus()
-    for key in ("ArrowLeft", "ArrowLeft"):
-        page.keyboard.press(key)
-    for _ in range(100):  # the kernel may be writing
-        page.wait_for_timeout(200)
-        if panel.inner_text() != before:
-            break
-    assert panel.inner_text() != before, "the text did not follow the slider"
+    panel = control.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]")
+    line, bars = panel.locator("[role=status]"), panel.locator("[aria-hidden=true]")
+    readout = panel.locator(".widget-readout")
+    assert control.get_attribute("aria-label") == "beta", "a screen reader cannot say what is moved"
+    photograph(page, f"live-{path.name[:2]}")
+
+    before = readout.inner_text(), line.inner_text(), bars.inner_html()
+    control.evaluate(WATCH, panel.element_handle())
+    control.press("ArrowRight")
+    page.wait_for_timeout(700)
+    after = readout.inner_text(), line.inner_text(), bars.inner_html()
+    assert all(new != old for new, old in zip(after, before, strict=True)), "readout, text and bars follow a key"
+    assert line.inner_text().startswith(f"beta = {readout.inner_text()}.")
+    median = latency(page, control, ["ArrowLeft", "ArrowRight"] * 8, 180)
+
+    prompt = panel.locator("input[type=text]")
+    prompt.fill("The worst part of this film")
+    prompt.press("Enter")
+    begin = time.perf_counter()
+    writes = "panel => panel.querySelector('[role=status]').innerText.includes('so far')"
+    page.wait_for_function(writes, arg=panel.element_handle(), timeout=20_000)
+    while_writing = readout.inner_text()
+    control.press("ArrowLeft")
+    page.wait_for_timeout(1500)
+    assert readout.inner_text() != while_writing
+    assert line.inner_text().startswith(f"beta = {readout.inner_text()}."), "the slider answers while it writes"
+    page.wait_for_function(writes.replace("=> ", "=> !"), arg=panel.element_handle(), timeout=90_000)
+    assert "The worst part of this film" in line.inner_text()
+    note(
+        f"model's panel of {path.name[:2]}, key to text", median_ms=median, aim_ms=LIVE_MS,
+        seconds_to_panel=ready, seconds_for_a_prompt=round(time.perf_counter() - begin, 1),
+    )  # fmt: skip
+    assert median < 3 * LIVE_MS
+    assert faults(page) == []
     assert page.errors == [] and page.outside == []
+
+
+def test_the_cells_that_a_panel_rests_on(tmp_path):
+    cells = ["import math", "x = 1", "y = x + 1", "z = 5", "x = z", "from a import show", "show(y)"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    nbformat.write(book, tmp_path / "a.ipynb")
+    assert needed_for(tmp_path / "a.ipynb", "show(") == [1, 2, 5, 6]

@@ -49,7 +49,7 @@ def served(monkeypatch):
         def do_GET(self):
             state["asked"] += 1
             self.send_response(200)
-            self.send_header("Content-Length", str(len(state["content"])))
+            self.send_header("Content-Length", str(state.get("promised", len(state["content"]))))
             self.end_headers()
             self.wfile.write(state["content"])
 
@@ -119,6 +119,16 @@ def test_a_known_hash_is_checked_before_anything_is_kept(tmp_path, served, monke
     with pytest.raises(ValueError, match="known to the course"):
         external.load("pandalm", say=lambda text: None)
     assert not (tmp_path / "cache/data/pandalm").exists()
+
+
+def test_a_download_that_breaks_off_is_said_and_not_kept(tmp_path, served):
+    """The server promises more than it sends; nothing that looks like the file is left, and the next try succeeds."""
+    served["promised"] = len(CONTENT) + 1000
+    with pytest.raises(external.MissingData, match=r"the download failed.*Remedy"):
+        external.load("pandalm", say=lambda text: None)
+    assert not list((tmp_path / "cache").rglob("*.json*"))
+    del served["promised"]
+    assert len(external.load("pandalm", say=lambda text: None)) == 2
 
 
 def test_a_server_that_is_down(monkeypatch):

@@ -1,7 +1,9 @@
 """What goes wrong on a user's machine ends in a clear sentence, and nothing of the user's is lost.
 
-Elsewhere: downloads cut off, wrong hash, full disk, no network, two at once (test_fetch.py); training killed at any
-moment (test_crash_safety.py); a judge's run killed (test_judges.py).
+Elsewhere: the model's download cut off, wrong hash, short disk, no network, two at once (test_fetch.py); other
+downloads cut off, wrong hash, server down (test_external.py); an installation that fails, or two at once
+(test_packaging.py); training killed at any moment, full disk while it saves (test_crash_safety.py); a judge's run
+killed (test_judges.py).
 """
 
 import json
@@ -68,6 +70,17 @@ def test_weights_cut_short_are_named(tmp_path, cut):
     assert ODD in str(raised.value)
 
 
+def test_a_fetched_model_cut_short_says_how_to_mend_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPO_TUTORIAL_CACHE", str(tmp_path / ODD))
+    folder = Path(shutil.copytree(DATA_DIR / "lab_lm", tmp_path / ODD / "smollm2-135m-instruct-q4_1"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(
+        FileNotFoundError, match=r"(?s)could not be loaded.*remove .*q4_1 and run .*dpo_tutorial fetch"
+    ):
+        models.load("smollm2", device="cpu")
+
+
 def test_an_adapter_cut_short_is_not_used(tmp_path):
     folder = Path(shutil.copytree(DATA_DIR / "sft_adapter", tmp_path / "adapter"))
     weights = folder / "adapter_model.safetensors"
@@ -93,6 +106,32 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     done = run("-m", "dpo_tutorial", "fetch", DPO_TUTORIAL_CACHE=str(tmp_path / "file" / "cache"))
     message = done.stderr.decode()
     assert done.returncode == 1 and "Traceback" not in message and str(tmp_path / "file") in message
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system here on which nobody may write")
+def test_a_read_only_cache_is_named():
+    done = run("-m", "dpo_tutorial", "fetch", DPO_TUTORIAL_CACHE="/sys/kernel/dpo_tutorial")
+    message = done.stderr.decode()
+    assert done.returncode == 1 and "Traceback" not in message and "/sys/kernel/dpo_tutorial" in message
+
+
+FULL = """
+import resource, signal, sys
+from dpo_tutorial.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.exit(main(["audit", {file!r}, "--html", {page!r}]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on files there")
+def test_a_disk_that_fills_while_a_report_is_written_leaves_the_old_report(odd_file):
+    """The system refuses to write past some 2,000 bytes, as it does on a full disk."""
+    page = odd_file.with_suffix(".html")
+    page.write_text("last week's report")
+    done = run("-c", FULL.format(file=str(odd_file), page=str(page)))
+    assert done.returncode == 2 and b"Traceback" not in done.stderr and b"audit: [Errno" in done.stderr
+    assert page.read_text() == "last week's report" and sorted(odd_file.parent.iterdir()) == sorted([odd_file, page])
 
 
 def test_an_audit_that_cannot_write_says_so_and_leaves_nothing(odd_file):

@@ -1,5 +1,6 @@
 """Meta-test of the notebooks: executed in order, clean, small, and in step with README.md and CLAIMS.md."""
 
+import itertools
 import json
 import re
 import statistics
@@ -87,6 +88,25 @@ def test_notebook_has_the_house_shape(path):
     assert any(mark == "HOLDS" for mark, _, _, where, _ in tool.printed_claims() if where == path), (
         "it claims nothing"
     )
+
+
+def broken_sentences(source: str) -> list[str]:
+    """Lines of a paragraph that Markdown reads as the beginning of a list: "in Figure", "1. Then"."""
+    text = re.sub(r"\$\$.*?\$\$|```.*?```", "", source, flags=re.S)
+    return [
+        line
+        for before, line in itertools.pairwise(text.splitlines())
+        if re.match(r"\d+\.\s", line) and before.strip() and not re.match(r"\s*\d+\.\s|\s+\S|#", before)
+        and not before.rstrip().endswith((":", "</summary>"))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_sentence_becomes_a_list(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    assert [line for cell in cells for line in broken_sentences(cell.source)] == []
+    assert broken_sentences("The curve of Figure\n1. Drag.\n\n1. one\n2. two\n\nThree:\n1. a\n2. b") == ["1. Drag."]
+    assert all("<!-- measured -->\n\n" in cells[0].source for _ in cells[:1]), "time and links are two paragraphs"
 
 
 def test_links_between_notebooks_lead_somewhere():

@@ -123,6 +123,7 @@ def write_header(path: Path, order: list[Path], measured: dict) -> None:
         text, count = re.subn(rf"^.*<!-- {name} -->.*$", f"{line} <!-- {name} -->".strip(), text, flags=re.M)
         if count != 1:
             raise SystemExit(f"{path.name}: the first cell needs one line '<!-- {name} -->', it has {count}")
+    text = re.sub(r"(<!-- measured -->\n)(?!\n)", r"\1\n", text)  # else both lines are one paragraph
     book.cells[0]["source"] = text
     nbformat.write(book, path)
 

@@ -8,6 +8,7 @@ of the others the hash is written down at the first download, and a later downlo
 import contextlib
 import functools
 import hashlib
+import http.client
 import json
 import os
 import urllib.error
@@ -234,7 +235,7 @@ def _download(file: File, say: Callable) -> Path:
             size = int(answer.headers.get("Content-Length") or file.size)
             say(f"Downloading {file.path}, {size / 1e6:.1f} MB, from {file.url}")
             content = answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:  # the last: cut off in the middle
         raise _missing(file, f"the download failed ({getattr(error, 'reason', error)})") from error
     _check_hash(file, hashlib.sha256(content).hexdigest(), file.url, pin=True)
     _write(target, content)

@@ -54,7 +54,7 @@ class Monitor:
             from IPython.display import DisplayHandle
 
             self._handle = DisplayHandle()
-            self._handle.display(self._bundle(), raw=True)
+            self._handle.display(self._bundle(), raw=True, metadata=self._alt())
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Add the metrics of a step; the figure is redrawn at most every ``every`` seconds."""
@@ -64,12 +64,12 @@ class Monitor:
             self.history.setdefault(name, []).append((step, float(value)))
         if self._handle and not plain() and time.monotonic() - self._last > self.every:
             self._last = time.monotonic()
-            self._handle.update(self._bundle(), raw=True)
+            self._handle.update(self._bundle(), raw=True, metadata=self._alt())
 
     def close(self) -> None:
         """Draw the final figure."""
         if self._handle:
-            self._handle.update(self._bundle(), raw=True)
+            self._handle.update(self._bundle(), raw=True, metadata=self._alt())
 
     def warnings(self) -> list[symptoms.Symptom]:
         """The symptoms that the history shows so far."""
@@ -101,6 +101,9 @@ class Monitor:
 
     def _bundle(self) -> dict:
         return {"image/png": plots.png(self.figure()), "text/plain": f"[monitor] {self.title}"}
+
+    def _alt(self) -> dict:
+        return {"image/png": {"alt": f"Curves of a training run, {self.title}, with the warnings they call for"}}
 
 
 def progress(iterable: Iterable, label: str = ""):

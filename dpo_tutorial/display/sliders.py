@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dpo_tutorial.display import plots, svg
 from dpo_tutorial.display.svg import Bars, Lines, Series
 
-__all__ = ["Bars", "Lines", "LiveFigure", "Series", "closed_form", "closed_form_html", "live_figure"]
+__all__ = ["Bars", "Lines", "LiveFigure", "Series", "closed_form", "closed_form_html", "handle_names", "live_figure"]
 
+READABLE = 620  # pixels that a drawing of two panels needs
 # Background and ink are set, not inherited: the card stays readable on a dark page.
 _CARD = "background:#fff;color:#111;padding:10px 14px;border:1px solid #ddd;border-radius:6px;max-width:{width}px"
 # data-lm-suppress-shortcuts: otherwise JupyterLab takes the arrow keys for itself.
@@ -25,7 +26,10 @@ _CONTROL = (
     '<input type="range" min="0" max="{last}" step="1" value="{start}" autocomplete="off" '
     'data-lm-suppress-shortcuts="true" aria-valuetext="{value}" '
     'style="display:block;width:100%;max-width:480px;margin:4px 0;accent-color:{accent}"></label>'
-    '<div aria-live="polite" style="color:#111;margin:2px 0 8px;min-height:1.3em">{line}</div>{drawing}'
+    '<div aria-live="polite" style="color:#111;margin:2px 0 8px;min-height:1.3em">{line}</div>'
+    # In a narrow window the drawing scrolls instead of shrinking until nobody can read it.
+    '<div tabindex="0" role="group" aria-label="drawing" data-lm-suppress-shortcuts="true" style="overflow-x:auto">'
+    '<div style="min-width:{least}px">{drawing}</div></div>'
 )
 _SCRIPT = """(function (d) {
   document.querySelectorAll('[data-dpo-slider="' + d.id + '"]').forEach(function (root) {
@@ -49,6 +53,16 @@ _SCRIPT = """(function (d) {
     show();
   });
 })"""
+
+# Scripts inside a widget's HTML do not run, the onerror of an image that cannot load does. The slider may come later.
+_NAMING = """(function (here, left) {
+  var root = here.closest(".widget-vbox"), handles = root ? root.querySelectorAll("[role=slider]") : [];
+  if (!handles.length) return left && setTimeout(arguments.callee, 100, here, left - 1);
+  handles.forEach(function (handle) {
+    var label = handle.closest(".widget-inline-hbox").querySelector(".widget-label");
+    handle.setAttribute("aria-label", label.textContent);
+  });
+})(this, 100)"""
 
 
 def _moves(drawings: Sequence[svg.Drawing]) -> tuple[list[list], list[list[str]]]:
@@ -104,6 +118,7 @@ def closed_form_html(
         last=n - 1,
         start=start,
         accent=plots.COLOURS["chosen"],
+        least=int(min(READABLE, drawings[start][1])),
         drawing=svg.markup(*drawings[start], alt),
     )
     slots, moves = _moves(drawings)
@@ -143,6 +158,17 @@ def closed_form(**arguments) -> None:
     display(bundle, raw=True)
 
 
+def handle_names():
+    """A widget without size that gives the sliders of its box the names that ipywidgets leaves out.
+
+    Screen readers call a slider by the name of its handle; the text beside it is not tied to it.
+    """
+    import ipywidgets
+
+    source = f'<img src="data:," alt="" onerror="{html.escape(_NAMING)}">'
+    return ipywidgets.HTML(source, layout={"display": "none"})
+
+
 class LiveFigure:
     """A slider, a picture and a text line that follow one another; built by :func:`live_figure`."""
 
@@ -164,7 +190,7 @@ class LiveFigure:
         # The layout is solved once; solving it at every move would cost more than the drawing.
         fig.set_layout_engine("none")
         self.slider.observe(lambda change: self._draw(), names="value")
-        self.box = ipywidgets.VBox([self.slider, self.text, self.image])
+        self.box = ipywidgets.VBox([self.slider, self.text, self.image, handle_names()])
 
     def _draw(self) -> None:
         value = self.slider.value

@@ -11,7 +11,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dpo_tutorial.display import plots
+from dpo_tutorial.display import plots, sliders
 
 _CARD = "background:#fff;color:#111;padding:10px 14px;border:1px solid #ddd;border-radius:6px;max-width:640px"
 _BAR = '<span style="display:inline-block;height:8px;width:{width}px;background:{colour};margin-right:8px"></span>'
@@ -79,7 +79,7 @@ class SteeringPanel:
         self.text = ipywidgets.HTML(layout=wide)
         self.prompt.observe(lambda change: self.start(change["new"]), names="value")
         self.slider.observe(lambda change: self._show(), names="value")
-        self.box = ipywidgets.VBox([self.prompt, self.slider, self.bar, self.text])
+        self.box = ipywidgets.VBox([self.prompt, self.slider, self.bar, self.text, sliders.handle_names()])
         self._show()
 
     @property

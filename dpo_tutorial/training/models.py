@@ -187,9 +187,11 @@ def load(name: str, *, device: torch.device | str | None = None, dtype: torch.dt
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, SafetensorError) as error:  # the second: weights cut short
+        remedy = "Accepted: 'smollm2', 'lab_lm', a folder with safetensors, or a Hugging Face id (needs the network)."
+        if name == "smollm2":
+            remedy = f"Remedy: remove {source} and run `python -m dpo_tutorial fetch`; it is made again."
         raise FileNotFoundError(
-            f"model {name!r} could not be loaded: {str(error).splitlines()[0]}\n"
-            "Accepted: 'smollm2', 'lab_lm', a folder with safetensors, or a Hugging Face id (needs the network)."
+            f"model {name!r} could not be loaded: {str(error).splitlines()[0]}\n{remedy}"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
