@@ -34,6 +34,7 @@ html_theme = "furo"
 html_title = "dpo_tutorial: Direct Preference Optimization, measured"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -61,10 +62,11 @@ def stage(app) -> None:
     built = [entry for entry in course if (HERE / "notebooks" / f"{entry['file']}.ipynb").exists()]
     rows = ["| notebook | question | time | memory |", "|---|---|---|---|"]
     for entry in built:
-        cost = measured[f"{entry['file']}.ipynb"]
+        cost = measured.get(f"{entry['file']}.ipynb")  # one that was not executed yet has none
+        spent = f"{_time(cost['seconds'])} | {cost['peak_gb']} GB" if cost else "|"
         rows.append(
             f"| [{entry['file'][:2]} · {entry['title']}](notebooks/{entry['file']}.ipynb) | {entry['question']} "
-            f"| {_time(cost['seconds'])} | {cost['peak_gb']} GB |"
+            f"| {spent} |"
         )
     machines = sorted({entry["machine"] for entry in measured.values()})
     text = (HERE / "front.md").read_text(encoding="utf-8")

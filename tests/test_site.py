@@ -17,6 +17,8 @@ import pytest
 import yaml
 from chromium import CHROMIUM, CLOSED_FORM_MS, FLAGS, needs_chromium, note, photograph, raw_tex, serious
 
+from dpo_tutorial.display import symptoms
+
 REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb"))
 
@@ -102,6 +104,14 @@ def test_times_claims_and_terms_are_there(site):
     assert all(term in terms for term in ("log-ratio", "implicit reward", "displacement"))
 
 
+def test_the_cheat_sheet_has_every_symptom_and_its_cure():
+    sheet = (REPO / "docs" / "cheat_sheet.md").read_text(encoding="utf-8")
+    rows = [f"| {row.name} | {row.symptom} | {row.cause} | {row.cure} |" for row in symptoms.TABLE]
+    assert [row for row in rows if row not in sheet] == []
+    flat = [row for row in symptoms.TABLE if row.symptom == "flat at .693"]
+    assert "A flat loss has five causes" in sheet and len(flat) == 5
+
+
 def test_the_workflow_installs_what_the_site_needs():
     workflow = yaml.safe_load((REPO / ".github/workflows/site.yml").read_text())
     runs = [step["run"] for step in workflow["jobs"]["publish"]["steps"] if "run" in step]
@@ -156,6 +166,9 @@ def opened(page, path: Path) -> str:
 
 PAGES = ["index", "cheat_sheet", "glossary", "CLAIMS", "solutions", *(f"notebooks/{name}" for name in NOTEBOOKS)]
 
+# The notebooks' outputs are looked at in JupyterLab (test_browser.py); here three of them, and everything else.
+AXE = [name for name in PAGES if "/" not in name or name[10:12] in ("01", "09", "14")]
+
 
 @needs_chromium
 @pytest.mark.parametrize("name", PAGES)
@@ -172,8 +185,10 @@ def test_a_page_reads_well(site, page, name):
       .filter(part => !part.closest('table, pre, .cell_output, mjx-container, .highlight'))
       .map(part => part.outerHTML.slice(0, 120))"""
     page.set_viewport_size({"width": 800, "height": 1200})
+    page.wait_for_timeout(100)
     assert page.evaluate(wide) == [], "something leaves the page at 800 pixels"
-    assert serious(page, "article") == []
+    if name in AXE:
+        assert serious(page, "article") == []
     assert page.errors == [] and page.outside == []
 
 

@@ -63,7 +63,7 @@ class SteeringPanel:
         self._kept: dict[str, list[Writing]] = {prompt: list(first)}
         self._now: list[Writing] = list(first)
         self._shown_prompt, self._busy = prompt, False
-        wide = {"width": "640px", "max_width": "100%"}
+        wide = {"width": "640px", "max_width": "calc(100% - 4px)"}  # widgets have a margin of 2 pixels
         style = {"description_width": "60px"}
         self.prompt = ipywidgets.Text(
             value=prompt, description="prompt", continuous_update=False, layout=wide, style=style
