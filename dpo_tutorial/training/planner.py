@@ -154,9 +154,10 @@ def kept_numbers(plan: Plan) -> float:
 def memory(plan: Plan, *, runtime_bytes: float = 0) -> dict[str, float]:
     """Bytes by part at the moment when a step holds most: after the forward pass, while the head's gradient is made.
 
-    ``runtime_bytes`` is what the process has before the model: the interpreter and its libraries. Leave room: on two
-    CPU cores the measured peaks of SmolLM2's fast step were 7 to 11 % above this count, those of TRL's 30 to 41 %
-    (why was not found).
+    ``runtime_bytes`` is what the process has before the model: the interpreter and its libraries. The count is of
+    what a step holds. A process has more: on a CPU the C library keeps part of what was freed, in pieces between
+    other blocks. On two cores the peaks of SmolLM2's fast step were 7 to 11 % above the count, TRL's 30 to 41 %,
+    and TRL's with every block mapped by itself (MALLOC_MMAP_THRESHOLD_=65536) within 15 % of it.
     """
     model = plan.model
     frozen = 0 if plan.rank is None else model.total

@@ -4,6 +4,7 @@ Times are processor time, so that other work on the machine does not count. On a
 """
 
 import contextlib
+import copy
 import resource
 import sys
 import tempfile
@@ -114,7 +115,8 @@ def trainer_of(config: dict, clock: Clock, folder: str):
     """The trainer of a configuration, whose forward passes and backward passes ``clock`` times, and its pairs."""
     if config["keep_memory"]:
         models.keep_memory()
-    model, tokenizer = models.load(config["model"], device="cpu", dtype=torch.float32)
+    with mock.patch.object(models, "keep_memory"):  # else loading switches it on
+        model, tokenizer = models.load(config["model"], device="cpu", dtype=torch.float32)
     rows = ragged(
         config["shape"],
         config["batch"] * config["accumulate"] * (config["steps"] + 1),
@@ -126,7 +128,7 @@ def trainer_of(config: dict, clock: Clock, folder: str):
     kind = FastDPOTrainer if config["kind"] == "fast" else DPOTrainer
     trainer = _timed(kind, clock)(
         model=model.train(),
-        ref_model=models.load(config["model"], device="cpu", dtype=torch.float32)[0] if separate else None,
+        ref_model=copy.deepcopy(model).eval() if separate else None,
         args=trl_bridge.dpo_config(
             folder, beta=0.1, learning_rate=3e-4, epochs=1, batch_size=config["batch"], seed=config["seed"],
             gradient_accumulation_steps=config["accumulate"], precompute_ref_log_probs=config["cached_reference"],

@@ -1,7 +1,8 @@
 """Notebook 16's records: a step of SmolLM2 with the savings switched on one by one, each in a process of its own.
 
 One warm-up step, then two that count (one for the second table), of four pairs of 48+32+32 tokens; times are
-processor time.
+processor time. The C library keeps freed memory (``models.keep_memory``) but where the name says otherwise; what that
+setting is worth is in ``benchmarks/dpo_step.json``.
 """
 
 import json
@@ -12,17 +13,21 @@ import sys
 from dpo_tutorial.training import trl_parts
 
 STEP = dict(trl_parts.STEP, shape=[48, 32, 32])
-CACHED = {"cached_reference": True, "keep_memory": True}
+KEPT = {"keep_memory": True}
+CACHED = KEPT | {"cached_reference": True}
 LADDER = {
-    "TRL as it comes": {},
-    "cached reference": {"cached_reference": True},
-    "freed memory kept": CACHED,
+    "TRL as it comes": KEPT,
+    "cached reference": CACHED,
     "head on completions only": CACHED | {"completion_head": True},
     "fast step": CACHED | {"kind": "fast"},
 }
-# One counted step each; mapped_from: the allocator maps blocks this large one by one, so that none leaves a hole.
+# mapped_from: the allocator maps blocks this large one by one and gives each back when it is freed.
+ALONE = {"cached_reference": True, "mapped_from": 65536}
+# One counted step each.
 OTHERS = {
-    "TRL, each block by itself": {"cached_reference": True, "mapped_from": 65536},
+    "TRL, each block by itself": ALONE,
+    "TRL, checkpointing, each block by itself": ALONE | {"checkpointing": True},
+    "TRL, all weights, each block by itself": ALONE | {"rank": None},
     "fast step, checkpointing": CACHED | {"kind": "fast", "checkpointing": True},
     "fast step, accumulated": CACHED | {"kind": "fast", "batch": 1, "accumulate": 4},
     "TRL, checkpointing": CACHED | {"checkpointing": True},
