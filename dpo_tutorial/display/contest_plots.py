@@ -25,7 +25,7 @@ def points(runs: Sequence[dict], name: str, first: Sequence[float]) -> np.ndarra
 def _ends(ax, x: np.ndarray, y: np.ndarray, **look) -> None:
     """Mean of (x, y) with bars from the smallest to the largest seed."""
     bars = [np.array([[v.mean() - v.min()], [v.max() - v.mean()]]).clip(min=0) for v in (x, y)]
-    ax.errorbar(x.mean(), y.mean(), xerr=bars[0], yerr=bars[1], capsize=3, linestyle="none", **look)
+    ax.errorbar(x.mean(), y.mean(), xerr=bars[0], yerr=bars[1], capsize=3, elinewidth=1.2, linestyle="none", **look)
 
 
 def frontier(panels: Sequence[dict], best: Sequence[dict], starts: Sequence[float]):
@@ -88,6 +88,7 @@ def stages(costs: dict[str, dict[str, float]], *, unit: str):
     ax.set_yticks([-y for y in range(len(costs))], list(costs))
     ax.set_xlabel(unit)
     ax.margins(x=0.12)
+    ax.set_xlim(left=0)
     ax.legend(fontsize=8, ncols=len(names), loc="lower center", bbox_to_anchor=(0.4, 1.0))
     return fig
 
@@ -105,7 +106,7 @@ def true_and_proxy(panels: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
             twin.plot(kl[k], proxy[k], color=plots.COLOURS["rejected"], linestyle="--", linewidth=1.2)
         ax.plot([], [], color=plots.COLOURS["rejected"], linestyle="--", label="proxy (right axis)")
         ax.set(title=title, xlabel="KL, nats")
-        ax.set_ylim(0.35, 0.95)
+        ax.set_ylim(0.35, 1.0)
         low, high = min(p.min() for _, _, p in panels.values()), max(p.max() for _, _, p in panels.values())
         twin.set_ylim(low - 0.3, high + 0.3)
         if ax is axes[0]:

@@ -59,7 +59,6 @@ EXTRAS = {
     "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
     "RM + PPO, 120 pairs": METHODS["RM + PPO"] | FEW,
     "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
-    "RM + PPO, unary": METHODS["RM + PPO"] | {"judge_labels": "unary"},
 }
 
 
