@@ -1,13 +1,13 @@
 """Time and memory of the audit and of every filter on 100,000 preference pairs of about 100 words a response.
 
-    python benchmarks/data_scale.py            make the file, measure, write data_scale.json, print it (4 minutes)
+    python benchmarks/data_scale.py            make the file, measure, write data_scale.json, print it (2 minutes)
     python benchmarks/data_scale.py --table    the table of what has been measured
 
 The pairs are windows of the course's movie reviews, drawn with seed 0, with scores, votes, sources and positions; one
 in a hundred repeats its predecessor and one in a hundred is a near-identical pair. Loading and the audit run in a
 process of their own each, so that their peak memory is theirs (the pairs are made in another one, since a child's
-peak counts its parent's memory too). Limits: 120 s and 1.5 GB for the audit, 10 s for a
-filter, 60 s for near duplicates.
+peak counts its parent's memory too). Limits: 120 s and 1.5 GB for the audit, 10 s for a filter, 60 s for near
+duplicates.
 """
 
 import argparse

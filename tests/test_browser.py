@@ -21,9 +21,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from chromium import (
-    CHROMIUM,
     CLOSED_FORM_MS,
-    FLAGS,
     LIVE_MS,
     ROOT,
     needs_chromium,
@@ -77,16 +75,6 @@ def wait_for(url: str, log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def watched(browser, lab):

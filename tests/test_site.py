@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chromium import CHROMIUM, CLOSED_FORM_MS, FLAGS, needs_chromium, note, photograph, raw_tex, serious
+from chromium import CLOSED_FORM_MS, needs_chromium, note, photograph, raw_tex, serious
 
 from dpo_tutorial.display import symptoms
 
@@ -130,16 +130,6 @@ def test_mathematics_search_and_sliders_work_offline(site):
     assert "Error displaying widget" not in page
     terms = json.loads((site / "searchindex.js").read_text(encoding="utf-8")[len("Search.setIndex(") : -1])
     assert any(term.startswith("preferenc") for term in terms["terms"])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
