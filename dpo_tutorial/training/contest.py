@@ -49,6 +49,8 @@ ONE_SEED = {("SFT", 1e-3), ("RM + RLOO", 3e-4)}  # trials that were not repeated
 BEST_OF_N = OFFLINE | {"arm": "best_of_n", "sizes": [1, 2, 4, 8, 16, 32], "eval_prompts": 80, "measure_at": []}
 NOISE = {"flip_rate": 0.25}
 FEW = {"judge_pairs": 120}
+SINGLE = {"judge_labels": "unary"}  # of each pair one response is seen, called good or bad
+SMALL = {"judge_layers": 1}
 EXTRAS = {
     "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
     "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
@@ -59,6 +61,8 @@ EXTRAS = {
     "RM + PPO, long": METHODS["RM + PPO"] | {"beta": 0.0, "iterations": 40, "measure_at": [10, 20, 30]},
     "RM + PPO, 120 pairs": METHODS["RM + PPO"] | FEW,
     "DPO, then RM + PPO": METHODS["RM + PPO"] | {"start": {"learning_rate": 5e-4}, "learning_rate": 3e-4},
+    "RM + PPO, single labels": METHODS["RM + PPO"] | SINGLE,
+    "RM + PPO, small RM": METHODS["RM + PPO"] | SMALL,
 }
 
 
