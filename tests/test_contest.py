@@ -8,6 +8,20 @@ from dpo_tutorial.training import contest_book as book
 
 TINY = {"judge_pairs": 24, "judge_epochs": 1, "eval_prompts": 4, "curve_prompts": 4, "pairs": 24}
 FEW = TINY | {"iterations": 2, "measure_at": [1], "samples": 8, "minibatch": 8}
+PPO = contest.METHODS["RM + PPO"] | FEW
+
+
+@pytest.fixture(autouse=True)
+def few_heldout_pairs(monkeypatch):
+    """A run measures its judge on 200 held-out pairs, whatever its configuration; 16 show that it does."""
+    load = lab.load_pairs
+    monkeypatch.setattr(contest.lab, "load_pairs", lambda part, n: load(part, min(n, 16) if part == "heldout" else n))
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    """A folder of judges for the whole module: those of one configuration are fitted once."""
+    return tmp_path_factory.mktemp("judges")
 
 
 class Small(torch.nn.Module):
@@ -58,15 +72,15 @@ def test_a_share_of_the_pairs_is_flipped_and_the_seed_says_which():
 
 
 @pytest.mark.parametrize("name", ["DPO", "RM + PPO", "RM + RLOO"])
-def test_an_arm_runs_counts_and_leaves_the_reference_alone(name, tmp_path):
+def test_an_arm_runs_counts_and_leaves_the_reference_alone(name, judges):
     config = contest.METHODS[name] | (TINY | {"measure_at": [2]} if name == "DPO" else FEW)
-    results = contest.run(config, cache=tmp_path)
+    results = contest.run(config, cache=judges)
     assert results["final"]["kl"][0] != 0 and len(results["curve"]) == 1
     spent = results["spent"]
     assert spent["train"]["backward"] > 0 and spent["reward model"]["backward"] > 0
     generated = sum(stage["generated"] for stage in spent.values())
     assert (generated > 0) == (name != "DPO")
-    again = contest.World(config, tmp_path)
+    again = contest.World(config, judges)
     assert again.judge_accuracy == results["judge_accuracy"], "the judge comes from the cache"
     assert again.meter.stages["reward model"] == spent["reward model"] | {
         "cpu_seconds": again.meter.stages["reward model"]["cpu_seconds"]
@@ -116,12 +130,19 @@ def test_windows_are_means_over_iterations():
     assert book.windows(runs, "true").tolist() == [[2.0, 7.0]]
 
 
-def test_a_judge_of_one_layer_and_a_judge_of_single_labels_are_fitted_and_kept_apart(tmp_path):
-    base = contest.METHODS["RM + PPO"] | TINY
-    usual = contest.World(base, tmp_path)
-    small = contest.World(base | {"judge_layers": 1}, tmp_path)
-    unary = contest.World(base | {"judge_labels": "unary"}, tmp_path)
-    assert len(list(tmp_path.glob("*.json"))) == 3
+def test_single_labels_and_a_small_reward_model_are_arms_that_run(judges):
+    few = FEW | {"iterations": 1, "measure_at": []}
+    singly, small = (
+        contest.run(contest.EXTRAS[f"RM + PPO, {name}"] | few, judges) for name in ("single labels", "small RM")
+    )
+    assert singly["final"] != small["final"] and len(singly["rollouts"]) == len(small["rollouts"]) == 1
+
+
+def test_a_judge_of_one_layer_and_a_judge_of_single_labels_are_fitted_and_kept_apart(judges):
+    usual = contest.World(PPO, judges)
+    small = contest.World(PPO | contest.SMALL, judges)
+    unary = contest.World(PPO | contest.SINGLE, judges)
+    assert len(list(judges.glob("*.json"))) == 3
     assert len(small.judge.backbone.layers) == 1 < len(usual.judge.backbone.layers)
     assert len(usual.reference.model.layers) == len(usual.judge.backbone.layers), "the reference keeps its layers"
     tokens = [world.meter.stages["reward model"]["forward"] for world in (usual, unary)]
@@ -129,9 +150,9 @@ def test_a_judge_of_one_layer_and_a_judge_of_single_labels_are_fitted_and_kept_a
     assert not torch.equal(usual.judge.head.weight, unary.judge.head.weight)
 
 
-def test_single_labels_raise_the_good_and_lower_the_bad():
+def test_single_labels_raise_the_good_and_lower_the_bad(judges):
     pad = {"pad_token_id": 0}
-    world = contest.World(contest.METHODS["RM + PPO"] | TINY)
+    world = contest.World(PPO, judges)
     examples = encode.encode_pairs(world.tokenizer, world.pairs)[:8]
     flags = [True, False] * 4
     judge = reward_model.RewardModel(world.reference)
