@@ -7,6 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
+from dpo_tutorial.display import course
+
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent
 
@@ -43,13 +45,9 @@ def _toc(files: list[str], depth: int = 1) -> str:
     return "\n".join(["```{toctree}", f":maxdepth: {depth}", ":hidden:", "", *files, "```", ""])
 
 
-def _time(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
 def stage(app) -> None:
     """Copy the notebooks and CLAIMS.md, and write the index and the table of times from course.json."""
-    course = json.loads((REPO / "data" / "course.json").read_text(encoding="utf-8"))
+    entries = course.course()
     measured = json.loads((REPO / "notebooks" / "measured.json").read_text(encoding="utf-8"))
     shutil.rmtree(HERE / "notebooks", ignore_errors=True)
     for path in sorted((REPO / "notebooks").rglob("*.ipynb")):
@@ -59,11 +57,11 @@ def stage(app) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     shutil.copyfile(REPO / "CLAIMS.md", HERE / "CLAIMS.md")
-    built = [entry for entry in course if (HERE / "notebooks" / f"{entry['file']}.ipynb").exists()]
+    built = [entry for entry in entries if (HERE / "notebooks" / f"{entry['file']}.ipynb").exists()]
     rows = ["| notebook | question | time | memory |", "|---|---|---|---|"]
     for entry in built:
         cost = measured.get(f"{entry['file']}.ipynb")  # one that was not executed yet has none
-        spent = f"{_time(cost['seconds'])} | {cost['peak_gb']} GB" if cost else "|"
+        spent = f"{course.minutes(cost['seconds'])} | {cost['peak_gb']} GB" if cost else "|"
         rows.append(
             f"| [{entry['file'][:2]} · {entry['title']}](notebooks/{entry['file']}.ipynb) | {entry['question']} "
             f"| {spent} |"

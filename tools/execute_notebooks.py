@@ -22,7 +22,7 @@ import psutil
 from nbclient import NotebookClient
 
 from dpo_tutorial.display.claims import parse_lines
-from dpo_tutorial.display.course import course
+from dpo_tutorial.display.course import course, minutes
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS, MEASURED = ROOT / "notebooks", ROOT / "notebooks" / "measured.json"
@@ -116,7 +116,9 @@ def write_header(path: Path, order: list[Path], measured: dict) -> None:
     """Fill the lines of the first cell that hold the markers for measured time and navigation."""
     book = nbformat.read(path, as_version=4)
     run = measured.get(str(path.relative_to(BOOKS)))
-    time_line = f"**Measured.** {minutes(run)}, {run['peak_gb']} GB at most ({run['machine']})." if run else ""
+    time_line = (
+        f"**Measured.** {minutes(run['seconds'])}, {run['peak_gb']} GB at most ({run['machine']})." if run else ""
+    )
     filled = {"measured": time_line, "navigation": navigation(path, order)}
     text = book.cells[0]["source"]
     for name, line in filled.items():
@@ -128,10 +130,6 @@ def write_header(path: Path, order: list[Path], measured: dict) -> None:
     nbformat.write(book, path)
 
 
-def minutes(run: dict) -> str:
-    return f"{run['seconds']} s" if run["seconds"] < 90 else f"{run['seconds'] / 60:.1f} min"
-
-
 def readme_table(measured: dict) -> str:
     """The table of all notebooks of the course; those to come are marked."""
     lines = ["| notebook | question | time | memory |", "|---|---|---|---|"]
@@ -140,7 +138,7 @@ def readme_table(measured: dict) -> str:
         there = (BOOKS / f"{entry['file']}.ipynb").exists()
         title = f"{entry['file'][:2]} · {entry['title']}"
         title = f"[{title}](notebooks/{entry['file']}.ipynb)" if there else f"{title} (to come)"
-        cost = f"{minutes(run)} | {run['peak_gb']} GB" if run else "|"
+        cost = f"{minutes(run['seconds'])} | {run['peak_gb']} GB" if run else "|"
         lines.append(f"| {title} | {entry['question']} | {cost} |")
     return "\n".join(lines)
 
@@ -219,7 +217,7 @@ def main() -> None:
         measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
         measured[str(path.relative_to(BOOKS))] = run
         MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
-        print(f"  {minutes(run)}, {run['peak_gb']} GB", flush=True)
+        print(f"  {minutes(run['seconds'])}, {run['peak_gb']} GB", flush=True)
     write_tables()
 
 

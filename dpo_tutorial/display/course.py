@@ -11,6 +11,15 @@ def course() -> list[dict]:
     return json.loads((ROOT / "data" / "course.json").read_text(encoding="utf-8"))
 
 
+def minutes(seconds: float) -> str:
+    """A measured time as the tables show it.
+
+    >>> minutes(42), minutes(150)
+    ('42 s', '2.5 min')
+    """
+    return f"{seconds} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
 def map_markdown() -> str:
     """The map as a Markdown table; notebooks that are not written yet are marked "to come"."""
     lines = ["| notebook | part | question |", "|---|---|---|"]

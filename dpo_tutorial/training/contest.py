@@ -76,9 +76,13 @@ class Meter:
 
     Tokens are counted where they enter a model, at its embedding, padding included; under no_grad, or in a frozen
     model, there is no backward pass. A stage inside another is charged alone.
+
+    Args:
+        frozen_embedding: for LoRA, which leaves the embedding frozen: only no_grad says that nothing goes backward.
     """
 
-    def __init__(self):
+    def __init__(self, frozen_embedding: bool = False):
+        self.frozen_embedding = frozen_embedding
         self.stages: dict[str, dict[str, float]] = {}
         self._open: list[str] = []
         self._since = 0.0
@@ -92,7 +96,8 @@ class Meter:
     def _count(self, module, args) -> None:
         if isinstance(module, torch.nn.Embedding):
             self.add("forward", args[0].numel())
-            self.add("backward", args[0].numel() * (torch.is_grad_enabled() and module.weight.requires_grad))
+            trained = self.frozen_embedding or module.weight.requires_grad
+            self.add("backward", args[0].numel() * (torch.is_grad_enabled() and trained))
 
     def add(self, what: str, count: int) -> None:
         """Charges ``count`` tokens to the stage that is open."""

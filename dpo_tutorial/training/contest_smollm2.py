@@ -1,0 +1,120 @@
+"""Notebook 12's two runs on SmolLM2, one seed each: DPO, and RLOO on a reward model fitted on the same pairs.
+
+Both train LoRA of one rank on the same reference; the reward model is TRL's (``trl_reward``), and so is RLOO
+(``trl_rloo``); DPO takes the fast step of notebook 16, which gives TRL's numbers in less time.
+"""
+
+import tempfile
+
+import numpy as np
+
+from dpo_tutorial.data import pairs, scoring
+from dpo_tutorial.training import frontier, models, records, reward_model, sampling, sweep, trl_bridge
+from dpo_tutorial.training.contest import Meter
+
+SHARED = {
+    name: value for name, value in records.SENTIMENT_RUN.items() if name not in ("epochs", "eval_steps", "step")
+}
+DPO = SHARED | {"arm": "dpo", "epochs": 2, "step": "fast"}
+RLOO = SHARED | {
+    "arm": "rloo", "judge_rate": 1e-3, "judge_epochs": 2, "iterations": 20, "samples": 32, "group": 4, "passes": 2,
+    "minibatch": 32, "measure_at": [10],
+}  # fmt: skip
+
+
+def measure(policy, tokenizer, config: dict) -> dict:
+    """True reward and KL of fresh samples on held-out prompts, with intervals; words and the share that ended."""
+    drawn = sweep.fresh(policy, tokenizer, config, samples=config["samples_per_prompt"], seed=config["seed"])
+    found = {name: frontier.interval(drawn[name], drawn["prompt"]) for name in ("reward", "kl", "words")}
+    ended = drawn["completion_ids"].str[-1] == tokenizer.eos_token_id
+    return found | {"ended": round(float(ended.mean()), 3)}
+
+
+def before(config: dict) -> dict:
+    """The reference's reward on the same prompts, by the same number of samples."""
+    model, tokenizer = models.load_sft()
+    prompts = list(sweep.heldout_pairs(config)["prompt"].drop_duplicates())
+    options = {"n": config["samples_per_prompt"], "max_new_tokens": config["max_new_tokens"], "seed": config["seed"]}
+    texts = sampling.texts(tokenizer, sampling.sample(model, tokenizer, prompts, **options))
+    flat = [(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
+    rewards = scoring.load_classifier().scores([prompt + text for prompt, text in flat])
+    return {"reward": frontier.interval(rewards, [prompt for prompt, _ in flat])}
+
+
+def dpo(config: dict, meter: Meter):
+    """(policy, tokenizer, further results)."""
+    with meter.stage("train"):
+        trainer = sweep.train(config, evaluate=False)
+    return trainer.model, trainer.processing_class, {}
+
+
+def fit_judge(model, tokenizer, train, config: dict):
+    """TRL's reward model on the pairs ``train``."""
+    from dpo_tutorial.training import trl_reward
+
+    options = {name: config[name] for name in ("batch_size", "rank", "seed")}
+    options |= {"learning_rate": config["judge_rate"], "epochs": config["judge_epochs"]}
+    with tempfile.TemporaryDirectory() as folder:
+        return trl_reward.train_reward_model(model, tokenizer, train, output_dir=folder, **options)
+
+
+def judged(judge, tokenizer, meter: Meter, rows: list[dict]):
+    """The score that the policy is trained on; true and proxy reward and words of every batch go to ``rows``."""
+
+    def score(prompts, texts, completion_ids):
+        meter.add("generated", sum(map(len, completion_ids)))
+        proxy = reward_model.scores(judge, tokenizer, list(prompts), list(completion_ids)).numpy()
+        true = scoring.load_classifier().scores([a + b for a, b in zip(prompts, texts, strict=True)])
+        words = float(np.mean([len(text.split()) for text in texts]))
+        row = {"true": float(true.mean()), "proxy": float(proxy.mean()), "words": words}
+        rows.append({name: round(value, 4) for name, value in row.items()})
+        return proxy
+
+    return score
+
+
+def rloo(config: dict, meter: Meter):
+    """(policy, tokenizer, further results): the reward model first, then RLOO on its rewards."""
+    from dpo_tutorial.training import trl_reward, trl_rloo
+
+    trl_bridge.quiet_libraries()
+    model, tokenizer = models.load_sft()
+    train = pairs.load(scoring.DATA_DIR / "pairs" / "sentiment_train.jsonl").head(config["pairs"])
+    with meter.stage("reward model"):
+        judge = fit_judge(model, tokenizer, train, config)
+    parts = {"train": train, "heldout": sweep.heldout_pairs(config)}
+    results = {"judge_accuracy": {name: trl_reward.accuracy(judge, tokenizer, part) for name, part in parts.items()}}
+    results |= {"rollouts": [], "curve": []}
+    score = judged(judge, tokenizer, meter, results["rollouts"])
+    policy = models.add_lora(model, rank=config["rank"], seed=config["seed"])
+
+    def watch(iteration):
+        if iteration + 1 in config["measure_at"]:
+            with meter.stage("measuring"):
+                results["curve"].append({"at": iteration + 1} | measure(policy.eval(), tokenizer, config))
+            policy.train()
+
+    names = (
+        "beta",
+        "learning_rate",
+        "iterations",
+        "samples",
+        "group",
+        "passes",
+        "minibatch",
+        "max_new_tokens",
+        "seed",
+    )
+    options = {name: config[name] for name in names}
+    with tempfile.TemporaryDirectory() as folder, meter.stage("train"):
+        trl_rloo.train_rloo(policy, tokenizer, list(train["prompt"]), score, folder, on_iteration=watch, **options)
+    return policy, tokenizer, results
+
+
+def run(config: dict) -> dict:
+    """One run as numbers: ``before``, ``final``, ``spent`` by stage, and for RLOO the reward model and the way."""
+    meter = Meter(frozen_embedding=True)
+    policy, tokenizer, results = {"dpo": dpo, "rloo": rloo}[config["arm"]](config, meter)
+    with meter.stage("measuring"):
+        results["final"] = measure(policy.eval(), tokenizer, config)
+    return results | {"before": before(config), "spent": meter.numbers()}
