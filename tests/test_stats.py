@@ -57,6 +57,17 @@ def test_paired_difference_covers_the_truth_at_its_level():
     assert 0.90 <= hits / 300 <= 0.98
 
 
+def test_across_seeds_wants_the_interval_and_every_seed():
+    base, noise = np.zeros((3, 40)), np.random.default_rng(0).normal(scale=0.1, size=(3, 40))
+    found, sign = stats.across_seeds(base - 1 + noise, base)
+    assert sign == -1 and found.high < 0 and found.clusters == 40
+    split = base + np.array([[2.0], [2.0], [-0.1]])  # the interval excludes 0, but one seed says the opposite
+    assert stats.across_seeds(split + noise, base)[0].low > 0 and stats.across_seeds(split, base)[1] == 0
+    assert stats.across_seeds(noise, base)[1] == 0
+    with pytest.raises(ValueError, match="seeds, prompts"):
+        stats.across_seeds(base, base[:2])
+
+
 def test_paired_difference_refuses_unequal_shapes():
     with pytest.raises(ValueError, match="shapes"):
         stats.paired_difference([1.0], [1.0, 2.0])

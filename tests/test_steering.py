@@ -328,6 +328,23 @@ def test_the_figures_of_the_frontier_are_drawn():
     assert all(figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel() for figure in figures)
 
 
+def test_rewards_at_equal_kl_lie_between_two_strengths():
+    near, far = {"kls": [1, 1], "rewards": [0.2, 0.4]}, {"kls": [3, 5], "rewards": [0.6, 0.4]}
+    assert frontier.at_equal_kl([near], [far], [{"kls": [1, 2]}])[0] == pytest.approx([0.2 + 0.4 / 6, 0.4])
+    line = frontier.path(0.4, [[{"kl": [1, 0, 2], "reward": [0.5, 0, 1]}, {"kl": [3, 0, 9], "reward": [0.7, 0, 1]}]])
+    assert line == pytest.approx(np.array([[0, 0.4], [2, 0.6]]))
+    with pytest.raises(ValueError, match="KL is 9"):
+        frontier.at_equal_kl([near], [far], [{"kls": [9]}])
+
+
+def test_the_recorded_sweep_is_complete_and_answers_one_suite():
+    runs, reference = sweep.recorded()
+    assert list(runs) == list(sweep.SWEEP_BETAS) and {len(found) for found in runs.values()} == {3}
+    every = [reference, *(run for found in runs.values() for run in found)]
+    assert {tuple(run["suite"]) for run in every} == {tuple(reference["suite"])}
+    assert all(run["final"]["suite"] == pytest.approx(np.mean(list(run["suite"].values()))) for run in every)
+
+
 def test_perplexity_is_per_token_over_all_rows_together():
     model, tok = tiny_llama(0).eval(), tokenizer()
     rows = [([3, 4], [5]), ([4, 6, 7], [3, 8, 9])]

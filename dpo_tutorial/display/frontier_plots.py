@@ -133,6 +133,6 @@ def recorded_sweep(by_beta: dict, reference: dict):
     axes[1].set(xscale="log", xticks=list(by_beta), xlabel="beta", ylabel="relative to the reference")
     axes[1].set_xticklabels([f"{beta:g}" for beta in by_beta])
     axes[1].minorticks_off()
-    for ax in axes:
-        ax.legend(fontsize=8)
+    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1))  # inside it would lie on a band
     return fig

@@ -96,6 +96,29 @@ def paired_difference(
     return Difference(float((a - b).mean()), low, high, count)
 
 
+def across_seeds(one, other) -> tuple[Difference, int]:
+    """Difference of two settings that were run on the same prompts with several seeds, and whether it is real.
+
+    Args:
+        one, other: (seeds, prompts) values.
+
+    Returns:
+        the paired difference by prompt (seeds averaged), and its sign where its 95 % interval excludes 0 and all
+        seeds agree on the sign, else 0.
+
+    >>> across_seeds([[2.0, 3.0], [2.0, 4.0]], [[1.0, 2.0], [1.0, 2.0]])[1]
+    1
+    >>> across_seeds([[2.0, 3.0], [0.9, 1.9]], [[1.0, 2.0], [1.0, 2.0]])[1]
+    0
+    """
+    one, other = np.asarray(one, float), np.asarray(other, float)
+    if one.shape != other.shape or one.ndim != 2:
+        raise ValueError(f"shapes are {one.shape} and {other.shape}; give two equal (seeds, prompts)")
+    found, signs = paired_difference(one.mean(0), other.mean(0)), np.sign((one - other).mean(1))
+    real = found.low * found.high > 0 and len(set(signs)) == 1
+    return found, int(np.sign(found.mean)) if real else 0
+
+
 @dataclass(frozen=True)
 class Swap:
     """Verdicts of one judge asked in both orders.

@@ -3,7 +3,7 @@
 Notebook 11 makes some of these runs live; the full grid over beta, seeds and baselines is recorded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from dpo_tutorial.theory import losses
-from dpo_tutorial.training import encode, lab, loop, models
+from dpo_tutorial.training import encode, lab, loop, models, records
 
 FRONTIER_RUN = {
     "model": "lab_lm",
@@ -79,14 +79,42 @@ def interval(values, clusters) -> list[float]:
 
 
 def recorded_band(intervals: list[list[float]]) -> tuple[float, float]:
-    """Where a live number should lie: the range of the recorded means, widened by half of itself and by 2 errors.
+    """:func:`records.band` of recorded means, widened also by two standard errors, half of the widest interval.
 
     >>> recorded_band([[0.5, 0.46, 0.54], [0.6, 0.56, 0.64]])
     (0.41, 0.69)
     """
-    means = [mean for mean, _, _ in intervals]
-    slack = (max(means) - min(means)) / 2 + max(high - low for _, low, high in intervals) / 2
-    return round(min(means) - slack, 2), round(max(means) + slack, 2)
+    errors = max(high - low for _, low, high in intervals) / 2
+    low, high = records.band([mean for mean, _, _ in intervals], errors)
+    return round(low, 2), round(high, 2)
+
+
+def path(start: float, strengths: Iterable[list[dict]]) -> np.ndarray:
+    """(1 + strengths, 2): KL and reward, averaged over seeds, from the reference, which earns ``start``, on.
+
+    ``strengths`` holds the numbers of each seed per strength of steering, as :func:`numbers` gives them.
+    """
+    points = [[np.mean([run[name][0] for run in seeds]) for name in ("kl", "reward")] for seeds in strengths]
+    return np.array([[0, start], *points])
+
+
+def at_equal_kl(near: list[dict], far: list[dict], others: list[dict]) -> np.ndarray:
+    """(seeds, prompts): rewards of a policy at the KL of ``others``, between two strengths of steering it.
+
+    All are lists of runs, a seed each, with ``rewards`` and ``kls`` per prompt. Per seed both strengths are weighted
+    so that their mean KLs give that of the other run.
+
+    Raises:
+        ValueError: the other run's KL does not lie between the two.
+    """
+    found = []
+    for low, high, other in zip(near, far, others, strict=True):
+        kls = [np.mean(run["kls"]) for run in (low, other, high)]
+        if not kls[0] <= kls[1] <= kls[2]:
+            raise ValueError(f"KL is {kls[1]:.2f}; accepted is what lies between {kls[0]:.2f} and {kls[2]:.2f}")
+        weight = (kls[1] - kls[0]) / (kls[2] - kls[0])
+        found.append((1 - weight) * np.array(low["rewards"]) + weight * np.array(high["rewards"]))
+    return np.array(found)
 
 
 def numbers(drawn: pd.DataFrame) -> dict:

@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -83,6 +83,17 @@ def make(name: str, config: dict, run: Callable[[dict], dict], *, command: str) 
     record |= environment() | spent | {"peak_gb": round(peak / 1e9, 2)}
     write_json(path, record | {"results": results})
     return load(name, config)
+
+
+def band(values: Sequence[float], slack: float) -> tuple[float, float]:
+    """Where a live number should lie: the range of the recorded ones, widened on both sides by half of itself and
+    by ``slack``, what one measurement is uncertain by.
+
+    >>> band([0.5, 0.75, 1.0], 0.25)
+    (0.0, 1.5)
+    """
+    widen = (max(values) - min(values)) / 2 + slack
+    return min(values) - widen, max(values) + widen
 
 
 def load(name: str, config: dict) -> dict:

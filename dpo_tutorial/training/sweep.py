@@ -3,6 +3,7 @@
 Notebook 11 trains one of them again; the adapters of one seed ship (data/beta_adapters, :func:`load_policy`).
 """
 
+import itertools
 import math
 
 import pandas as pd
@@ -21,7 +22,10 @@ SWEEP_RUN = records.SENTIMENT_RUN | {
     "capabilities": "48 reviews, 16 instructions",
 }
 SWEEP_BETAS = (0.05, 0.1, 0.2, 0.5)
+SWEEP_SEEDS = (0, 1, 2)
 ADAPTERS = scoring.DATA_DIR / "beta_adapters"
+# The record of notebook 15 that holds the reference's answers to the regression suite.
+REFERENCE_SUITE = {"question": "capabilities", "samples": 4, "max_new_tokens": 32, "seed": 0, "adapter": "sft"}
 
 # Written for this course: questions whose short answers any instruction-tuned model should find likely.
 INSTRUCTIONS = [
@@ -121,6 +125,23 @@ def measure(model, tokenizer, config: dict, *, drawn: pd.DataFrame | None = None
     found = {name: frontier.interval(drawn[name], drawn["prompt"]) for name in ("reward", "kl")}
     found["words"] = round(float(drawn["words"].mean()), 2)
     return found | capabilities(model, tokenizer)
+
+
+def recorded() -> tuple[dict[float, list[dict]], dict]:
+    """(results of the recorded runs per beta, a seed each; results of the untrained reference).
+
+    ``suite`` of both holds p of the regression suite's items with options; ``final["suite"]`` is its mean.
+    """
+
+    def results(beta, seed):
+        return records.load("nb11_smollm2", SWEEP_RUN | {"beta": beta, "seed": seed})["results"]
+
+    runs = {beta: [results(beta, seed) for seed in SWEEP_SEEDS] for beta in SWEEP_BETAS}
+    reference, scores = results(None, 0), records.load("nb15", REFERENCE_SUITE)["results"]["p"]
+    reference["suite"] = {item: scores[item] for item in runs[SWEEP_BETAS[0]][0]["suite"]}
+    for run in itertools.chain([reference], *runs.values()):
+        run["final"]["suite"] = sum(run["suite"].values()) / len(run["suite"])
+    return runs, reference
 
 
 def load_policy(beta: float, **options):
