@@ -1,9 +1,10 @@
 """The contest of notebook 12: what is counted, what is flipped, and that each arm runs and differs."""
 
+import numpy as np
 import pytest
 import torch
 
-from dpo_tutorial.training import contest, encode, lab, reward_model
+from dpo_tutorial.training import contest, contest_exercises, encode, lab, reward_model
 from dpo_tutorial.training import contest_book as book
 
 TINY = {"judge_pairs": 24, "judge_epochs": 1, "eval_prompts": 4, "curve_prompts": 4, "pairs": 24}
@@ -123,6 +124,32 @@ def test_a_gap_is_separated_when_three_seeds_agree_and_its_interval_excludes_zer
     assert book.gap([[0.9, 0.88, 0.92]], [narrow]).sign == 0, "one seed decides nothing"
     halved = book.gap([[0.6, 0.58, 0.62]] * 3, [narrow] * 3, scale=2)
     assert halved.mean == pytest.approx(0.05)
+
+
+def test_the_cost_table_says_who_never_got_there():
+    there = {"share": 0.5, "kl": 4.0, "cpu_seconds": 10.0, "generated": 0.0, "forward": 100.0, "backward": 50.0}
+    twice = {name: 2 * value for name, value in there.items()}
+    costs = {
+        ("DPO", 0.6): [there, there, None],
+        ("RM + PPO", 0.6): [twice, None, twice],
+        ("RM + RLOO", 0.6): [None] * 3,
+    }
+    assert book.ratios(costs, "RM + PPO", 0.6, "forward") == [2.0], "where both got there"
+    table = book.cost_table(costs)
+    assert table["seeds"].tolist() == ["2", "2", "never reached"]
+    assert table["forward / DPO's"].tolist() == ["", "2.0 to 2.0", ""] and table["backward"].tolist() == [
+        "50",
+        "100",
+        "",
+    ]
+
+
+def test_the_exercise_is_checked_against_all_subsets():
+    def first_only(proxy, true, n):
+        return true[np.argmax(proxy[:n])]
+
+    assert contest_exercises.expected_best(lambda proxy, true, n: None).startswith("not done yet")
+    assert contest_exercises.expected_best(first_only).startswith("a pool of 5")
 
 
 def test_windows_are_means_over_iterations():

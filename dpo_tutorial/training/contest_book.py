@@ -111,6 +111,12 @@ def at_kl(groups: list[list[dict]], kls: list[float], starts: list[list[float]])
     return found
 
 
+def gap_at_kl(group: list[dict], finished: list[list[dict]], starts: list[list[float]]) -> Gap:
+    """True reward of ``group``'s finished runs minus what the groups ``finished`` of one method have at their KL."""
+    kls = [run["final"]["kl"][0] for run in group]
+    return gap(values(group, "reward"), at_kl(finished, kls, starts))
+
+
 def spent(run: dict, *, method: str, share: float = 1.0) -> dict[str, dict[str, float]]:
     """What each stage had spent when ``share`` of the run was done; measuring is free.
 
@@ -145,6 +151,31 @@ def cost_to_reach(run: dict, *, reward: float, method: str, start: float, total:
     stages = spent(run, method=method, share=found["share"]).values()
     found |= {what: sum(stage[what] for stage in stages) for what in SPENT}
     return {name: round(value, 9) for name, value in found.items()}
+
+
+def ratios(costs: dict, method: str, target: float, what: str) -> list[float]:
+    """What ``method`` had spent over what DPO had, a seed each, where both reached ``target``.
+
+    Args:
+        costs: (method, target) -> a result of :func:`cost_to_reach` per seed.
+    """
+    both = zip(costs[method, target], costs["DPO", target], strict=True)
+    return [one[what] / dpo[what] for one, dpo in both if one and dpo]
+
+
+def cost_table(costs: dict) -> pd.DataFrame:
+    """A row per (method, target): means over the seeds that got there; cost over DPO's, lowest to highest."""
+    rows = {}
+    for (method, target), each in costs.items():
+        found = pd.DataFrame([cost for cost in each if cost], columns=["kl", *SPENT])
+        row = {"seeds": str(len(found))} | {name: f"{value:,.0f}" for name, value in found.mean().items()}
+        if found.empty:
+            row = {"seeds": "never reached"}
+        for what in () if found.empty or method == "DPO" else ("cpu_seconds", "forward", "backward"):
+            over = ratios(costs, method, target, what)
+            row[f"{what} / DPO's"] = f"{min(over):.1f} to {max(over):.1f}"
+        rows[method, target] = row
+    return pd.DataFrame(rows).T.fillna("")
 
 
 def windows(group: list[dict], name: str, width: int = 5) -> np.ndarray:
