@@ -15,6 +15,7 @@ import pandas as pd
 from dpo_tutorial.training import records
 
 POOL = Path("runs/nb15_pool.json")
+TAUGHT = Path("runs/nb15_taught")
 ALPACA = {"question": "length-controlled win rates", "source": "alpaca_eval", "draws": 200, "seed": 0}
 PAIRS = (
     ("oasst-rlhf-llama-33b", "oasst-sft-llama-33b"),
@@ -27,9 +28,10 @@ PAIRS = (
 JUDGES = {"question": "judges against people", "source": "pandalm", "reference": "gpt-3.5-turbo's reference answers"}
 EMBEDDING = JUDGES | {"question": "an embedding as judge", "model": "smollm2", "layers": 15, "tokens": 96}
 SUITE = {"question": "capabilities", "samples": 4, "max_new_tokens": 32, "seed": 0}
-SHORT = {
+SHORT = {  # SmolLM2 alone solves 2 of the 80 problems: nothing to damage. So it is taught to work them out first.
     "question": "short answers",
     "model": "smollm2",
+    "taught": 160,
     "pairs": 48,
     "worked": 0,
     "beta": 0.1,
@@ -40,6 +42,7 @@ SHORT = {
     "problems": 80,
     "max_new_tokens": 80,
 }
+UNTAUGHT = SHORT | {"taught": 0, "pairs": 0, "seed": 0}
 TOPICS = (
     """a bridge;a mirror;salt;a garden;music;a map;sleep;a clock;snow;paper;a market;the sea;a school;tea;a bicycle
 rain;a letter;glass;a library;honey;a train;wood;a festival;a lamp;soap;a window;bread;a doctor;wool;a
@@ -59,7 +62,7 @@ def runs() -> list[dict]:
 
     swept = [folder.name for folder in sorted(sweep.ADAPTERS.glob("beta_*"))]
     suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo", *swept)]
-    short = [SHORT | {"pairs": 0, "seed": 0}]
+    short = [UNTAUGHT, SHORT | {"pairs": 0, "seed": 0}]
     short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 24)]
     return [ALPACA, JUDGES, *suite, *short, EMBEDDING]
 
@@ -243,18 +246,41 @@ def everyday_pairs(model, tokenizer) -> list[dict]:
     return json.loads(POOL.read_text(encoding="utf-8"))["pairs"]
 
 
+def unseen(n: int, seed: int, config: dict) -> list[tuple[str, str, int]]:
+    """``n`` problems, none of which is held out."""
+    heldout = {question for question, _, _ in problems(config["problems"], 0)}
+    return [p for p in problems(2 * n + 40, seed) if p[0] not in heldout][:n]
+
+
+def taught(model, tokenizer, pool: list[dict], config: dict):
+    """The model after SFT on worked problems and on its own whole answers to everyday questions; made once."""
+    from dpo_tutorial.training import models, trl_bridge
+
+    if not TAUGHT.exists():
+        trl_bridge.quiet_libraries()
+        rows = [{"prompt": ask(q), "completion": say(w)} for q, w, _ in unseen(config["taught"], 100, config)]
+        rows += [{"prompt": row["prompt"], "completion": row["rejected"]} for row in pool]
+        rates = {"learning_rate": config["learning_rate"], "rank": config["rank"], "epochs": config["epochs"]}
+        options = rates | {"batch_size": config["batch_size"], "seed": 0, "output_dir": "runs/nb15_sft"}
+        trainer = trl_bridge.train_sft(model, tokenizer, pd.DataFrame(rows), **options)
+        trainer.model.save_pretrained(TAUGHT)
+        model, _ = models.load(config["model"], device="cpu")
+    return models.load_adapter(model, TAUGHT).merge_and_unload().eval()
+
+
 def short_answers(config: dict) -> dict:
     """Train on pairs whose short response is preferred, then solve held-out problems step by step (greedy)."""
     from dpo_tutorial.training import encode, loop, models
 
     model, tokenizer = models.load(config["model"], device="cpu")
-    rows = everyday_pairs(model, tokenizer)[: config["pairs"]]
+    pool = everyday_pairs(model, tokenizer)
+    if config["taught"]:
+        model = taught(model, tokenizer, pool, config)
+    rows = pool[: config["pairs"]]
     if config["pairs"]:
-        heldout = {question for question, _, _ in problems(config["problems"], 0)}
-        fresh = [p for p in problems(80, 1 + config["seed"]) if p[0] not in heldout][: config["worked"]]
         rows += [
             {"prompt": ask(question), "chosen": say(worked), "rejected": say(f"The answer is {result}.")}
-            for question, worked, result in fresh
+            for question, worked, result in unseen(config["worked"], 1 + config["seed"], config)
         ]
         encoded = [encode.encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"]) for row in rows]
         pad = {"pad_token_id": tokenizer.pad_token_id}
@@ -267,6 +293,13 @@ def short_answers(config: dict) -> dict:
         trained = loop.train_dpo(model, encoded, ref_logps, order=order, **rates, **pad)
     results = solve(model, tokenizer, config) | {"pairs_used": len(rows)}
     return results | ({"loss": [round(row["loss"], 4) for row in trained.history[:-1]]} if config["pairs"] else {})
+
+
+def calculations(text: str) -> list[bool]:
+    """Of every calculation that the text writes out, as "3 x 6 = 18", whether it is right."""
+    signs = {"+": int.__add__, "-": int.__sub__}
+    found = re.findall(r"(?<!\d)(?<![-+x*×] )(\d+)[a-z ]*([-+x*×])\s*(\d+)[a-z ]*=\s*(\d+)", text)
+    return [signs.get(sign, int.__mul__)(int(a), int(b)) == int(value) for a, sign, b, value in found]
 
 
 def solve(model, tokenizer, config: dict) -> dict:
@@ -287,7 +320,8 @@ def solve(model, tokenizer, config: dict) -> dict:
     return {
         "right": [int(value) for value in right],
         "words": [len(text.split()) for text in texts],
-        "calculations": [text.count("=") for text in texts],
+        "calculations": [len(calculations(text)) for text in texts],
+        "calculations_right": [sum(calculations(text)) for text in texts],
         "ended": round(float(np.mean(ended)), 3),
         "everyday_words": [len(text.split()) for (text,) in sampling.texts(tokenizer, everyday)],
         "steps_p": round(float(scores["p"].mean()), 4),
