@@ -151,3 +151,14 @@ def test_word_problems_of_notebook_15_are_solved_rightly():
             left, sign, right = expression.split()
             assert {"+": int.__add__, "-": int.__sub__, "x": int.__mul__}[sign](int(left), int(right)) == int(value)
         assert worked.endswith(f"The answer is {result}.") and result > 0 and str(result) not in question.split()[-3:]
+
+
+def test_calculations_of_notebook_15_are_found_and_checked():
+    from record_groups import nb15
+
+    text = (
+        "The bags hold 3 x 6 = 18 eggs, 4 + 18 = 21. 24 eggs - 4 eggs = 20; 9 * 2 = 18, 14 - 3 - 2 = 9.\n1. 7 - 4 = 3"
+    )
+    assert nb15.calculations(text) == [True, False, True, True, True]  # the chain is left out
+    fresh = {question for question, _, _ in nb15.unseen(160, 100, nb15.START)}
+    assert len(fresh) == 160 and not fresh & {question for question, _, _ in nb15.problems(nb15.START["problems"], 0)}

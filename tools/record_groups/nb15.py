@@ -28,11 +28,11 @@ PAIRS = (
 JUDGES = {"question": "judges against people", "source": "pandalm", "reference": "gpt-3.5-turbo's reference answers"}
 EMBEDDING = JUDGES | {"question": "an embedding as judge", "model": "smollm2", "layers": 15, "tokens": 96}
 SUITE = {"question": "capabilities", "samples": 4, "max_new_tokens": 32, "seed": 0}
-SHORT = {  # SmolLM2 alone solves 2 of the 80 problems: nothing to damage. So it is taught to work them out first.
+START = {  # SmolLM2 alone solves 2 of the 80 problems: nothing to damage. So SFT teaches it to work them out first.
     "question": "short answers",
     "model": "smollm2",
     "taught": 160,
-    "pairs": 48,
+    "pairs": 0,
     "worked": 0,
     "beta": 0.1,
     "learning_rate": 1e-3,
@@ -41,8 +41,19 @@ SHORT = {  # SmolLM2 alone solves 2 of the 80 problems: nothing to damage. So it
     "batch_size": 8,
     "problems": 80,
     "max_new_tokens": 80,
+    "seed": 0,
 }
-UNTAUGHT = SHORT | {"taught": 0, "pairs": 0, "seed": 0}
+SHORT = {  # small steps: at the rate of the SFT twelve steps end in empty answers
+    "question": "short answers preferred",
+    "start": START,
+    "pairs": 32,
+    "worked": 0,
+    "beta": 0.1,
+    "learning_rate": 5e-4,
+    "rank": 8,
+    "batch_size": 4,
+    "measured": 4,
+}
 TOPICS = (
     """a bridge;a mirror;salt;a garden;music;a map;sleep;a clock;snow;paper;a market;the sea;a school;tea;a bicycle
 rain;a letter;glass;a library;honey;a train;wood;a festival;a lamp;soap;a window;bread;a doctor;wool;a
@@ -62,8 +73,8 @@ def runs() -> list[dict]:
 
     swept = [folder.name for folder in sorted(sweep.ADAPTERS.glob("beta_*"))]
     suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo", *swept)]
-    short = [UNTAUGHT, SHORT | {"pairs": 0, "seed": 0}]
-    short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 24)]
+    short = [START | {"taught": 0}, START]
+    short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 16)]
     return [ALPACA, JUDGES, *suite, *short, EMBEDDING]
 
 
@@ -73,7 +84,8 @@ def run(config: dict) -> dict:
         "judges against people": judges,
         "an embedding as judge": embedding_judge,
         "capabilities": suite,
-        "short answers": short_answers,
+        "short answers": before_training,
+        "short answers preferred": short_answers,
     }
     return by_question[config["question"]](config)
 
@@ -260,39 +272,53 @@ def taught(model, tokenizer, pool: list[dict], config: dict):
         trl_bridge.quiet_libraries()
         rows = [{"prompt": ask(q), "completion": say(w)} for q, w, _ in unseen(config["taught"], 100, config)]
         rows += [{"prompt": row["prompt"], "completion": row["rejected"]} for row in pool]
-        rates = {"learning_rate": config["learning_rate"], "rank": config["rank"], "epochs": config["epochs"]}
-        options = rates | {"batch_size": config["batch_size"], "seed": 0, "output_dir": "runs/nb15_sft"}
-        trainer = trl_bridge.train_sft(model, tokenizer, pd.DataFrame(rows), **options)
+        options = {name: config[name] for name in ("learning_rate", "rank", "epochs", "batch_size", "seed")}
+        trainer = trl_bridge.train_sft(model, tokenizer, pd.DataFrame(rows), output_dir="runs/nb15_sft", **options)
         trainer.model.save_pretrained(TAUGHT)
         model, _ = models.load(config["model"], device="cpu")
     return models.load_adapter(model, TAUGHT).merge_and_unload().eval()
 
 
-def short_answers(config: dict) -> dict:
-    """Train on pairs whose short response is preferred, then solve held-out problems step by step (greedy)."""
-    from dpo_tutorial.training import encode, loop, models
+def start_of(config: dict):
+    """(model, tokenizer, everyday pairs) before any preference is trained."""
+    from dpo_tutorial.training import models
 
     model, tokenizer = models.load(config["model"], device="cpu")
     pool = everyday_pairs(model, tokenizer)
-    if config["taught"]:
-        model = taught(model, tokenizer, pool, config)
-    rows = pool[: config["pairs"]]
-    if config["pairs"]:
-        rows += [
-            {"prompt": ask(question), "chosen": say(worked), "rejected": say(f"The answer is {result}.")}
-            for question, worked, result in unseen(config["worked"], 1 + config["seed"], config)
-        ]
-        encoded = [encode.encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-        pad = {"pad_token_id": tokenizer.pad_token_id}
-        ref_logps = loop.reference_logps(model, encoded, **pad)
-        model = models.add_lora(model, rank=config["rank"], seed=config["seed"])
-        order = loop.batch_order(
-            len(rows), batch_size=config["batch_size"], epochs=config["epochs"], seed=config["seed"]
-        )
-        rates = {"beta": config["beta"], "learning_rate": config["learning_rate"]}
-        trained = loop.train_dpo(model, encoded, ref_logps, order=order, **rates, **pad)
-    results = solve(model, tokenizer, config) | {"pairs_used": len(rows)}
-    return results | ({"loss": [round(row["loss"], 4) for row in trained.history[:-1]]} if config["pairs"] else {})
+    return (taught(model, tokenizer, pool, config) if config["taught"] else model), tokenizer, pool
+
+
+def before_training(config: dict) -> dict:
+    """What SmolLM2 can do with the problems, taught or not."""
+    model, tokenizer, _ = start_of(config)
+    return solve(model, tokenizer, config) | {"steps_p": steps_p(model, tokenizer)}
+
+
+def short_answers(config: dict) -> dict:
+    """One epoch on pairs whose short response is preferred; measured on the way, in equal parts of the epoch."""
+    from dpo_tutorial.training import encode, loop, models
+
+    model, tokenizer, pool = start_of(config["start"])
+    rows = pool[: config["pairs"]] + [
+        {"prompt": ask(question), "chosen": say(worked), "rejected": say(f"The answer is {result}.")}
+        for question, worked, result in unseen(config["worked"], 1 + config["seed"], config["start"])
+    ]
+    encoded = [encode.encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    pad = {"pad_token_id": tokenizer.pad_token_id}
+    ref_logps = loop.reference_logps(model, encoded, **pad)
+    model = models.add_lora(model, rank=config["rank"], seed=config["seed"])
+    order = loop.batch_order(len(rows), batch_size=config["batch_size"], epochs=1, seed=config["seed"])
+    found, every = [], len(order) // config["measured"]
+
+    def measure(step: int, _) -> None:
+        """After ``step`` + 1 updates."""
+        if (step + 1) % every == 0 and step < len(order):
+            found.append({"updates": step + 1} | solve(model.eval(), tokenizer, config["start"]))
+
+    rates = {"beta": config["beta"], "learning_rate": config["learning_rate"]}
+    trained = loop.train_dpo(model, encoded, ref_logps, order=order, on_step=measure, **rates, **pad)
+    losses = [round(row["loss"], 4) for row in trained.history[:-1]]
+    return {"measured": found, "loss": losses, "steps_p": steps_p(model, tokenizer), "pairs_used": len(rows)}
 
 
 def calculations(text: str) -> list[bool]:
@@ -303,19 +329,16 @@ def calculations(text: str) -> list[bool]:
 
 
 def solve(model, tokenizer, config: dict) -> dict:
-    """Held-out problems: right results, words, written calculations; everyday questions: words; the suite's steps."""
-    from dpo_tutorial.evaluation import capabilities
+    """Held-out problems: right results, words, written calculations; everyday questions: words. Greedy."""
     from dpo_tutorial.training import sampling
 
     held = problems(config["problems"], 0)
-    options = {"n": 1, "max_new_tokens": config["max_new_tokens"], "temperature": 0, "seed": 0, "batch_size": 40}
+    options = {"n": 1, "max_new_tokens": config["max_new_tokens"], "temperature": 0, "seed": 0, "batch_size": 80}
     drawn = sampling.sample(model, tokenizer, [ask(question) for question, _, _ in held], **options)
     texts = [text for (text,) in sampling.texts(tokenizer, drawn)]
-    ended = [ids[-1] == tokenizer.eos_token_id for (ids,) in drawn]
+    ended = [ids[-1:] == [tokenizer.eos_token_id] for (ids,) in drawn]
     last = [re.findall(r"\d+", text)[-1:] for text in texts]
     right = [found == [str(result)] for found, (_, _, result) in zip(last, held, strict=True)]
-    items = capabilities.load_items().query("family == 'steps'")
-    scores = capabilities.score(model, tokenizer, items)
     everyday = sampling.sample(model, tokenizer, [good_for(topic) for topic in OTHER_TOPICS], **options)
     return {
         "right": [int(value) for value in right],
@@ -324,5 +347,12 @@ def solve(model, tokenizer, config: dict) -> dict:
         "calculations_right": [sum(calculations(text)) for text in texts],
         "ended": round(float(np.mean(ended)), 3),
         "everyday_words": [len(text.split()) for (text,) in sampling.texts(tokenizer, everyday)],
-        "steps_p": round(float(scores["p"].mean()), 4),
     }
+
+
+def steps_p(model, tokenizer) -> float:
+    """The suite's family ``steps``: mean probability of the right option."""
+    from dpo_tutorial.evaluation import capabilities
+
+    items = capabilities.load_items().query("family == 'steps'")
+    return round(float(capabilities.score(model, tokenizer, items)["p"].mean()), 4)
