@@ -84,6 +84,15 @@ def within(id: str, statement: str, value: float, low: float, high: float) -> No
     claim(id, statement, holds, evidence)
 
 
+def below(distance: float, *limits: float) -> str:
+    """The size class of a tiny difference, which is the same on every machine while its digits are not.
+
+    >>> below(3e-13, 1e-12, 1e-8), below(3e-3, 1e-8)
+    ('below 1e-12', '3.0e-03')
+    """
+    return next((f"below {limit:.0e}" for limit in limits if distance < limit), f"{distance:.1e}")
+
+
 def verdict(id: str, verdict: str, because: str, claims: list[str], scale: str) -> None:
     """Answer a statement of folklore from claims that passed in this kernel.
 
