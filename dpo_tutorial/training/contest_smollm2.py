@@ -17,8 +17,8 @@ SHARED = {
 }
 DPO = SHARED | {"arm": "dpo", "epochs": 2, "step": "fast"}
 RLOO = SHARED | {
-    "arm": "rloo", "judge_rate": 1e-3, "judge_epochs": 2, "iterations": 20, "samples": 32, "group": 4, "passes": 2,
-    "minibatch": 32, "measure_at": [10],
+    "arm": "rloo", "judge_rate": 1e-3, "judge_epochs": 2, "iterations": 15, "samples": 32, "group": 4, "passes": 2,
+    "minibatch": 32, "measure_at": [],
 }  # fmt: skip
 
 
