@@ -43,15 +43,15 @@ START = {  # SmolLM2 alone solves 2 of the 80 problems: nothing to damage. So SF
     "max_new_tokens": 80,
     "seed": 0,
 }
-SHORT = {  # small steps: at the rate of the SFT twelve steps end in empty answers
+SHORT = {
     "question": "short answers preferred",
     "start": START,
     "pairs": 32,
     "worked": 0,
     "beta": 0.1,
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "rank": 8,
-    "batch_size": 4,
+    "batch_size": 2,
     "measured": 4,
 }
 TOPICS = (
