@@ -19,7 +19,7 @@ _LOOKS = ({"role": "policy"}, {"role": "chosen", "dash": "7 4"}, {"role": "rejec
 def pull(curve: Curve, x: Tensor) -> Tensor:
     """Minus the slope of a loss at ``x``, (N,): how hard a gradient step widens the coordinate."""
     x = x.detach().clone().requires_grad_()
-    return -torch.autograd.grad(curve(x).sum(), x)[0]
+    return 0 - torch.autograd.grad(curve(x).sum(), x)[0]  # a flat loss pulls by 0, not by -0
 
 
 def panels(
