@@ -32,12 +32,26 @@ def test_an_unknown_part_is_refused():
 
 
 def test_the_shipped_classifier_is_the_fitted_one_and_accurate_on_held_out_reviews():
-    shipped, fitted = scoring.load_classifier(), scoring.fit_classifier()
+    shipped = scoring.load_classifier()
+    vocabulary = shipped.vectorizer.vocabulary_
+    fitted = scoring.fit_classifier(sorted(vocabulary, key=vocabulary.get))
     heldout = scoring.reviews("prompts_heldout", "imdb")
     texts = list(heldout["text"])[:300]
     assert np.abs(shipped.logits(texts) - fitted.logits(texts)).max() < 1e-3
     assert 0.86 < shipped.accuracy(heldout) < 0.92
     assert shipped.scores(["a wonderful, moving film"])[0] > 0.8 > 0.2 > shipped.scores(["a dull, awful mess"])[0]
+
+
+def test_the_shipped_terms_are_the_most_frequent_but_for_ties_at_the_cut():
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    texts = scoring.reviews("classifier")["text"]
+    ours = {name: value for name, value in scoring._TFIDF.items() if name in CountVectorizer().get_params()}
+    counter = CountVectorizer(min_df=3, **ours).fit(texts)
+    counts = np.asarray(counter.transform(texts).sum(axis=0)).ravel()
+    shipped = set(scoring.load_classifier().vectorizer.vocabulary_)
+    kept = np.array([term in shipped for term in counter.get_feature_names_out()])
+    assert kept.sum() == len(shipped) and counts[kept].min() >= counts[~kept].max()
 
 
 def test_widest_pairs_best_against_worst():

@@ -103,13 +103,19 @@ _TFIDF = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b
 _MAX_FEATURES, _C = 20_000, 4.0
 
 
-def fit_classifier() -> SentimentClassifier:
-    """Fit on the labelled reviews of the part ``classifier`` (about 8 s)."""
+def fit_classifier(terms: list[str] | None = None) -> SentimentClassifier:
+    """Fit on the labelled reviews of the part ``classifier`` (about 8 s).
+
+    Args:
+        terms: the vocabulary; None takes the most frequent ones. Of terms equally frequent at the cut some are left
+            out, and which depends on the processor (numpy's sort): to meet the shipped classifier give its terms.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     frame = reviews("classifier")
-    vectorizer = TfidfVectorizer(max_features=_MAX_FEATURES, min_df=3, **_TFIDF)
+    chosen = {"vocabulary": terms} if terms else {"max_features": _MAX_FEATURES, "min_df": 3}
+    vectorizer = TfidfVectorizer(**chosen, **_TFIDF)
     features = vectorizer.fit_transform(frame["text"])
     model = LogisticRegression(C=_C, tol=1e-8, max_iter=2000).fit(features, frame["label"])
     words = list(vectorizer.get_feature_names_out())
