@@ -129,6 +129,11 @@ def train_pairs(config: dict, count: int) -> pd.DataFrame:
     return frame
 
 
+def true_reward(prompts, texts) -> np.ndarray:
+    """The true reward that notebooks measure: P(positive) of prompt and response together."""
+    return scoring.load_classifier().scores([a + b for a, b in zip(prompts, texts, strict=True)])
+
+
 class World:
     """Reference, tokenizer, pairs and judge of a run, and the bookkeeping around them.
 
@@ -181,16 +186,12 @@ class World:
         """Rewards of the reward model, in Bradley-Terry's log-odds."""
         return reward_model.scores(self.judge, self.tokenizer, list(prompts), list(completion_ids)).numpy()
 
-    def true(self, prompts, texts, completion_ids) -> np.ndarray:
-        """The true reward that notebooks measure: P(positive)."""
-        return scoring.load_classifier().scores([a + b for a, b in zip(prompts, texts, strict=True)])
-
     def measure(self, policy, *, prompts: int) -> dict:
         """Fresh samples on held-out prompts, of at most ``cut`` tokens: ``frontier.numbers`` and the proxy's."""
         options = {"n": 1, "max_new_tokens": self.config.get("cut", lab.MAX_NEW_TOKENS), "ref_model": self.reference}
         texts = list(lab.load_pairs("heldout", prompts)["prompt"])
         drawn = sampling.rollouts(policy, self.tokenizer, texts, seed=5000 + self.config["seed"], **options)
-        drawn["reward"] = self.true(drawn["prompt"], drawn["text"], drawn["completion_ids"])
+        drawn["reward"] = true_reward(drawn["prompt"], drawn["text"])
         drawn["kl"] = drawn["policy_logps"] - drawn["ref_logps"]
         drawn["words"] = drawn["text"].str.split().str.len()
         drawn["ended"] = drawn["completion_ids"].str[-1] == self.tokenizer.eos_token_id
@@ -237,19 +238,20 @@ def start_policy(world: World):
     return offline(with_config(world, first)).requires_grad_(True)
 
 
-def judged(world: World, rows: list[dict]) -> Callable:
+def judged(meter: Meter, proxy: Callable, rows: list[dict], *, reward: str = "model") -> Callable:
     """The score that the policy is trained on; true and proxy reward of every batch are appended to ``rows``.
 
-    ``log-odds`` is the true reward in the unit of the pairs and of the reward model, ``true`` is P(positive).
+    Args:
+        reward: ``model``, the proxy; ``log-odds``, the true reward in the unit of the pairs and of the proxy;
+            ``true``, P(positive).
     """
 
     def score(prompts, texts, completion_ids):
-        world.meter.add("generated", sum(map(len, completion_ids)))
-        proxy = world.proxy(prompts, texts, completion_ids)
-        true = world.true(prompts, texts, completion_ids)
+        meter.add("generated", sum(map(len, completion_ids)))
+        found, true = proxy(prompts, texts, completion_ids), true_reward(prompts, texts)
         words = float(np.mean([len(text.split()) for text in texts]))
-        rows.append({"true": float(true.mean()), "proxy": float(proxy.mean()), "words": words})
-        return {"model": proxy, "true": true, "log-odds": np.log(true / (1 - true))}[world.config["reward"]]
+        rows.append({"true": float(true.mean()), "proxy": float(found.mean()), "words": words})
+        return {"model": found, "true": true, "log-odds": np.log(true / (1 - true))}[reward]
 
     return score
 
@@ -257,7 +259,8 @@ def judged(world: World, rows: list[dict]) -> Callable:
 def ppo(world: World):
     """PPO of ``rlhf`` on the reward model or the true reward; returns the policy and a row per iteration."""
     config, rows = world.config, []
-    prompts, score = list(world.pairs["prompt"]), judged(world, rows)
+    prompts = list(world.pairs["prompt"])
+    score = judged(world.meter, world.proxy, rows, reward=config["reward"])
     policy = rlhf.ValuedPolicy(start_policy(world))
     generator = torch.Generator().manual_seed(config["seed"])
 
@@ -293,7 +296,8 @@ def rloo(world: World):
 
     names = ("beta", "learning_rate", "iterations", "seed", "samples", "passes", "minibatch")
     options = {key: config[key] for key in names} | {"group": GROUP, "max_new_tokens": lab.MAX_NEW_TOKENS}
-    prompts, score = list(world.pairs["prompt"]), judged(world, rows)
+    prompts = list(world.pairs["prompt"])
+    score = judged(world.meter, world.proxy, rows, reward=config["reward"])
     with tempfile.TemporaryDirectory() as folder, world.meter.stage("train"):
         trl_rloo.train_rloo(policy, world.tokenizer, prompts, score, folder, on_iteration=watch, **options)
     return policy, rows
@@ -312,7 +316,7 @@ def best_of_n(world: World) -> list[dict]:
         texts = world.tokenizer.batch_decode(ids, skip_special_tokens=True)
         world.meter.add("generated", sum(map(len, ids)))
         proxy = world.proxy(flat, texts, ids).reshape(len(prompts), n)
-    true = world.true(flat, texts, ids).reshape(len(prompts), n)
+    true = true_reward(flat, texts).reshape(len(prompts), n)
     words = np.array([len(text.split()) for text in texts]).reshape(len(prompts), n)
     rows = []
     for size in config["sizes"]:

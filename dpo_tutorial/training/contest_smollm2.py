@@ -1,4 +1,4 @@
-"""Notebook 12's two runs on SmolLM2, one seed each: DPO, and RLOO on a reward model fitted on the same pairs.
+"""Notebook 12's runs on SmolLM2, one seed: DPO, and RLOO on a reward model fitted on the same pairs.
 
 Both train LoRA of one rank on the same reference; the reward model is TRL's (``trl_reward``), and so is RLOO
 (``trl_rloo``); DPO takes the fast step of notebook 16, which gives TRL's numbers in less time.
@@ -6,20 +6,16 @@ Both train LoRA of one rank on the same reference; the reward model is TRL's (``
 
 import tempfile
 
-import numpy as np
-
 from dpo_tutorial.data import pairs, scoring
 from dpo_tutorial.training import frontier, models, records, reward_model, sampling, sweep, trl_bridge
-from dpo_tutorial.training.contest import Meter
+from dpo_tutorial.training.contest import Meter, judged
 
 SHARED = {
     name: value for name, value in records.SENTIMENT_RUN.items() if name not in ("epochs", "eval_steps", "step")
 }
-DPO = SHARED | {"arm": "dpo", "epochs": 2, "step": "fast"}
-RLOO = SHARED | {
-    "arm": "rloo", "judge_rate": 1e-3, "judge_epochs": 2, "iterations": 15, "samples": 32, "group": 4, "passes": 2,
-    "minibatch": 32, "measure_at": [],
-}  # fmt: skip
+DPO = {epochs: SHARED | {"arm": "dpo", "epochs": epochs, "step": "fast"} for epochs in (1, 2)}
+ROLLOUTS = {"learning_rate": 1e-3, "iterations": 15, "samples": 32, "group": 4, "passes": 2, "minibatch": 32}
+RLOO = SHARED | ROLLOUTS | {"arm": "rloo", "judge_rate": 1e-3, "judge_epochs": 2, "measure_at": [8]}
 
 
 def measure(policy, tokenizer, config: dict) -> dict:
@@ -58,21 +54,6 @@ def fit_judge(model, tokenizer, train, config: dict):
         return trl_reward.train_reward_model(model, tokenizer, train, output_dir=folder, **options)
 
 
-def judged(judge, tokenizer, meter: Meter, rows: list[dict]):
-    """The score that the policy is trained on; true and proxy reward and words of every batch go to ``rows``."""
-
-    def score(prompts, texts, completion_ids):
-        meter.add("generated", sum(map(len, completion_ids)))
-        proxy = reward_model.scores(judge, tokenizer, list(prompts), list(completion_ids)).numpy()
-        true = scoring.load_classifier().scores([a + b for a, b in zip(prompts, texts, strict=True)])
-        words = float(np.mean([len(text.split()) for text in texts]))
-        row = {"true": float(true.mean()), "proxy": float(proxy.mean()), "words": words}
-        rows.append({name: round(value, 4) for name, value in row.items()})
-        return proxy
-
-    return score
-
-
 def rloo(config: dict, meter: Meter):
     """(policy, tokenizer, further results): the reward model first, then RLOO on its rewards."""
     from dpo_tutorial.training import trl_reward, trl_rloo
@@ -83,32 +64,27 @@ def rloo(config: dict, meter: Meter):
     with meter.stage("reward model"):
         judge = fit_judge(model, tokenizer, train, config)
     parts = {"train": train, "heldout": sweep.heldout_pairs(config)}
-    results = {"judge_accuracy": {name: trl_reward.accuracy(judge, tokenizer, part) for name, part in parts.items()}}
-    results |= {"rollouts": [], "curve": []}
-    score = judged(judge, tokenizer, meter, results["rollouts"])
+    accuracy = {name: round(trl_reward.accuracy(judge, tokenizer, part), 4) for name, part in parts.items()}
+    rows, curve = [], []
     policy = models.add_lora(model, rank=config["rank"], seed=config["seed"])
+
+    def proxy(prompts, texts, completion_ids):
+        return reward_model.scores(judge, tokenizer, list(prompts), list(completion_ids)).numpy()
 
     def watch(iteration):
         if iteration + 1 in config["measure_at"]:
             with meter.stage("measuring"):
-                results["curve"].append({"at": iteration + 1} | measure(policy.eval(), tokenizer, config))
+                curve.append({"at": iteration + 1} | measure(policy.eval(), tokenizer, config))
             policy.train()
 
-    names = (
-        "beta",
-        "learning_rate",
-        "iterations",
-        "samples",
-        "group",
-        "passes",
-        "minibatch",
-        "max_new_tokens",
-        "seed",
-    )
-    options = {name: config[name] for name in names}
+    options = {name: config[name] for name in ("beta", "seed", "max_new_tokens", *ROLLOUTS)} | {"on_iteration": watch}
+    score = judged(meter, proxy, rows)
     with tempfile.TemporaryDirectory() as folder, meter.stage("train"):
-        trl_rloo.train_rloo(policy, tokenizer, list(train["prompt"]), score, folder, on_iteration=watch, **options)
-    return policy, tokenizer, results
+        log = trl_rloo.train_rloo(policy, tokenizer, list(train["prompt"]), score, folder, **options)
+    for row, logged in zip(rows, log, strict=False):  # the log ends with a summary
+        row["kl"] = logged["kl"] * logged["completions/mean_length"]
+    rollouts = [{name: round(value, 4) for name, value in row.items()} for row in rows]
+    return policy, tokenizer, {"judge_accuracy": accuracy, "rollouts": rollouts, "curve": curve}
 
 
 def run(config: dict) -> dict:

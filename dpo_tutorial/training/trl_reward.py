@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from dpo_tutorial.training import encode, trl_bridge
+from dpo_tutorial.training import encode, reward_model, trl_bridge
 from dpo_tutorial.training.models import lora_config
 
 
@@ -61,7 +61,5 @@ def train_reward_model(
 
 def accuracy(judge: Judge, tokenizer, frame: pd.DataFrame) -> float:
     """Share of pairs in which the chosen response gets the higher reward (ties count as wrong)."""
-    from dpo_tutorial.training import reward_model
-
     examples = encode.encode_pairs(tokenizer, frame)
     return reward_model.accuracy(judge, examples, pad_token_id=tokenizer.pad_token_id)
