@@ -7,6 +7,7 @@ VENV ?= .venv
 TORCH ?=
 LAB_ARGS ?=
 NB ?=
+WORKERS ?= 2
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
@@ -44,7 +45,9 @@ test: unit notebooks-check
 
 unit: $(STAMP) model
 	@echo "Unit tests (some minutes) ..."
-	@$(OFFLINE) $(RUN) -m pytest tests dpo_tutorial
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not alone" tests dpo_tutorial
+	@echo "Those that measure time, and the browser, one by one ..."
+	@$(OFFLINE) $(RUN) -m pytest -m alone tests
 
 notebooks-check: $(STAMP) model unit
 	@echo "Every notebook, run again and compared with its stored output (up to 20 minutes) ..."

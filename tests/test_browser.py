@@ -36,7 +36,7 @@ START, OPTIMUM, FRONTIER = (
     next(path for path in BOOKS if path.name.startswith(number)) for number in ("00", "01", "11")
 )
 PANEL = "steering_panel.steering_panel("
-pytestmark = [needs_chromium, pytest.mark.timeout(300)]
+pytestmark = [needs_chromium, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ def python(*arguments, **environment):
     )
 
 
+@pytest.mark.alone
 def test_help_takes_less_than_a_second_and_names_the_commands():
     seconds = []
     for _ in range(3):
@@ -149,7 +150,6 @@ def test_a_failed_download_is_one_sentence_and_exit_status_1(monkeypatch, capsys
     assert main.main(["lab"]) == 1
 
 
-@pytest.mark.slow
 def test_lab_opens_the_start_page_with_the_repository_as_root_and_without_news(tmp_path):
     """A real server: the page it opens, the root it serves, and the setting that silences the news."""
     options = ["--no-browser", "--ServerApp.token=secret", "--ServerApp.port=0"]

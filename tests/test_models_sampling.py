@@ -83,6 +83,7 @@ def test_rollouts_carry_log_probabilities_of_their_own_tokens(lab):
     assert abs(frame["policy_logps"] - frame["ref_logps"]).max() < 1e-3, "a fresh adapter is the reference"
 
 
+@pytest.mark.alone
 def test_smollm2_reloads_quickly_and_knows_some_facts():
     import time
 

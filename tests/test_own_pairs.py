@@ -33,7 +33,6 @@ def rows(conversational: bool) -> list[dict]:
     return made
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("conversational", [False, True], ids=["texts", "conversations"])
 def test_notebook_09_takes_the_readers_pairs(conversational, tmp_path, monkeypatch):
     monkeypatch.setenv("DPO_TUTORIAL_MONITOR", "plain")

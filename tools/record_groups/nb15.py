@@ -54,6 +54,7 @@ SHORT = {
     "batch_size": 2,
     "measured": 4,
 }
+WHOLE = SHORT | {"prefer": "whole"}  # the same pairs, exchanged: what training does without that preference
 TOPICS = (
     """a bridge;a mirror;salt;a garden;music;a map;sleep;a clock;snow;paper;a market;the sea;a school;tea;a bicycle
 rain;a letter;glass;a library;honey;a train;wood;a festival;a lamp;soap;a window;bread;a doctor;wool;a
@@ -75,6 +76,7 @@ def runs() -> list[dict]:
     suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo", *swept)]
     short = [START | {"taught": 0}, START]
     short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 16)]
+    short += [WHOLE | {"seed": seed} for seed in (0, 1, 2)]
     return [ALPACA, JUDGES, *suite, *short, EMBEDDING]
 
 
@@ -295,11 +297,14 @@ def before_training(config: dict) -> dict:
 
 
 def short_answers(config: dict) -> dict:
-    """One epoch on pairs whose short response is preferred; measured on the way, in equal parts of the epoch."""
+    """One epoch on pairs whose short response is preferred, or the whole one; measured in equal parts of the epoch."""
     from dpo_tutorial.training import encode, loop, models
 
     model, tokenizer, pool = start_of(config["start"])
-    rows = pool[: config["pairs"]] + [
+    everyday = pool[: config["pairs"]]
+    if config.get("prefer") == "whole":
+        everyday = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in everyday]
+    rows = everyday + [
         {"prompt": ask(question), "chosen": say(worked), "rejected": say(f"The answer is {result}.")}
         for question, worked, result in unseen(config["worked"], 1 + config["seed"], config["start"])
     ]
