@@ -297,7 +297,7 @@ def before_training(config: dict) -> dict:
 
 
 def short_answers(config: dict) -> dict:
-    """One epoch on pairs whose short response is preferred, or the whole one; measured in equal parts of the epoch."""
+    """One epoch on pairs whose short response is preferred, or the whole one; measured four times on the way."""
     from dpo_tutorial.training import encode, loop, models
 
     model, tokenizer, pool = start_of(config["start"])
