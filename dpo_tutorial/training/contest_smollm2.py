@@ -13,9 +13,14 @@ from dpo_tutorial.training.contest import Meter, judged
 SHARED = {
     name: value for name, value in records.SENTIMENT_RUN.items() if name not in ("epochs", "eval_steps", "step")
 }
-DPO = {epochs: SHARED | {"arm": "dpo", "epochs": epochs, "step": "fast"} for epochs in (1, 2)}
-ROLLOUTS = {"learning_rate": 1e-3, "iterations": 15, "samples": 32, "group": 4, "passes": 2, "minibatch": 32}
-RLOO = SHARED | ROLLOUTS | {"arm": "rloo", "judge_rate": 1e-3, "judge_epochs": 2, "measure_at": [8]}
+DPO = {epochs: SHARED | {"arm": "dpo", "epochs": epochs, "step": "fast"} for epochs in (0.25, 1, 2)}
+ROLLOUTS = {"iterations": 15, "samples": 32, "group": 4, "passes": 2, "minibatch": 32}
+RLOO = {
+    rate: SHARED
+    | ROLLOUTS
+    | {"arm": "rloo", "learning_rate": rate, "judge_rate": 1e-3, "judge_epochs": 2, "measure_at": [8]}
+    for rate in (1e-3, 3e-3)
+}
 
 
 def measure(policy, tokenizer, config: dict) -> dict:
@@ -77,7 +82,9 @@ def rloo(config: dict, meter: Meter):
                 curve.append({"at": iteration + 1} | measure(policy.eval(), tokenizer, config))
             policy.train()
 
-    options = {name: config[name] for name in ("beta", "seed", "max_new_tokens", *ROLLOUTS)} | {"on_iteration": watch}
+    options = {name: config[name] for name in ("beta", "learning_rate", "seed", "max_new_tokens", *ROLLOUTS)} | {
+        "on_iteration": watch
+    }
     score = judged(meter, proxy, rows)
     with tempfile.TemporaryDirectory() as folder, meter.stage("train"):
         log = trl_rloo.train_rloo(policy, tokenizer, list(train["prompt"]), score, folder, **options)
