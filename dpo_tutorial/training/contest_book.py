@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dpo_tutorial.training import records
+from dpo_tutorial.training import contest_smollm2, records
 from dpo_tutorial.training.contest import METHODS, ONE_SEED, rates
 
 SEEDS = (0, 1, 2)
@@ -182,3 +182,28 @@ def windows(group: list[dict], name: str, width: int = 5) -> np.ndarray:
     """(seeds, windows): means over ``width`` iterations of what PPO's own fresh responses showed."""
     rows = np.array([[row[name] for row in run["rollouts"]] for run in group])
     return rows.reshape(len(rows), -1, width).mean(2)
+
+
+def smollm2() -> pd.DataFrame:
+    """A row per policy of the recorded runs on SmolLM2, one seed: what it writes, and what it took until there.
+
+    Columns: ``reward, kl, words`` with ``_low, _high`` (95 %, by prompt), ``ended``, the currencies ``SPENT`` of all
+    stages together, and ``judge``, the reward model's accuracies.
+    """
+    rows = {}
+
+    def add(name, run, point, **which):
+        rows[name] = {"ended": point["ended"], "judge": run.get("judge_accuracy")}
+        for measure in ("reward", "kl", "words"):
+            rows[name] |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), point[measure], strict=True))
+        stages = spent(run, **which).values()
+        rows[name] |= {what: sum(stage[what] for stage in stages) for what in SPENT}
+
+    for epochs, config in contest_smollm2.DPO.items():
+        run = records.load("nb12_smollm2", config)["results"]
+        add(f"DPO, {epochs:g} epochs", run, run["final"], method="DPO")
+    for rate, config in contest_smollm2.RLOO.items():
+        run, last = records.load("nb12_smollm2", config)["results"], config["iterations"]
+        for at, point in [(point["at"], point) for point in run["curve"]] + [(last, run["final"])]:
+            add(f"RM + RLOO {rate:g}, {at} iterations", run, point, method="RM + RLOO", share=at / last)
+    return pd.DataFrame(rows).T
