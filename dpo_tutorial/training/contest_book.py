@@ -184,26 +184,38 @@ def windows(group: list[dict], name: str, width: int = 5) -> np.ndarray:
     return rows.reshape(len(rows), -1, width).mean(2)
 
 
+def apart(one: pd.Series, other: pd.Series) -> bool:
+    """Whether two rows of :func:`smollm2` differ in reward by more than the interval of the difference."""
+    found = gap(*([row[["reward", "reward_low", "reward_high"]].tolist()] for row in (one, other)))
+    return abs(found.mean) > 1.96 * found.error
+
+
 def smollm2() -> pd.DataFrame:
     """A row per policy of the recorded runs on SmolLM2, one seed: what it writes, and what it took until there.
 
     Columns: ``reward, kl, words`` with ``_low, _high`` (95 %, by prompt), ``ended``, the currencies ``SPENT`` of all
-    stages together, and ``judge``, the reward model's accuracies.
+    stages together, the process's ``peak_gb``, and ``judge_train, judge_heldout``, the reward model's accuracies.
+    Of the reference the reward alone is recorded.
     """
     rows = {}
 
-    def add(name, run, point, **which):
-        rows[name] = {"ended": point["ended"], "judge": run.get("judge_accuracy")}
+    def add(name, record, point, **which):
+        run = record["results"]
+        rows[name] = {"ended": point["ended"], "peak_gb": record["peak_gb"]}
+        rows[name] |= {f"judge_{part}": share for part, share in run.get("judge_accuracy", {}).items()}
         for measure in ("reward", "kl", "words"):
             rows[name] |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), point[measure], strict=True))
         stages = spent(run, **which).values()
         rows[name] |= {what: sum(stage[what] for stage in stages) for what in SPENT}
 
     for epochs, config in contest_smollm2.DPO.items():
-        run = records.load("nb12_smollm2", config)["results"]
-        add(f"DPO, {epochs:g} epochs", run, run["final"], method="DPO")
+        record = records.load("nb12_smollm2", config)
+        run = record["results"]
+        rows["reference"] = dict(zip(("reward", "reward_low", "reward_high"), run["before"]["reward"], strict=True))
+        add(f"DPO, {epochs:g} epoch{'s' * (epochs > 1)}", record, run["final"], method="DPO")
     for rate, config in contest_smollm2.RLOO.items():
-        run, last = records.load("nb12_smollm2", config)["results"], config["iterations"]
+        record, last = records.load("nb12_smollm2", config), config["iterations"]
+        run = record["results"]
         for at, point in [(point["at"], point) for point in run["curve"]] + [(last, run["final"])]:
-            add(f"RM + RLOO {rate:g}, {at} iterations", run, point, method="RM + RLOO", share=at / last)
-    return pd.DataFrame(rows).T
+            add(f"RM + RLOO {rate:g}, {at} iterations", record, point, method="RM + RLOO", share=at / last)
+    return pd.DataFrame(rows).T.astype(float)
