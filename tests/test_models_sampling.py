@@ -84,6 +84,16 @@ def test_rollouts_carry_log_probabilities_of_their_own_tokens(lab):
 
 
 @pytest.mark.alone
+def test_the_speed_of_bfloat16_is_known_soon_even_where_it_is_emulated():
+    import time
+
+    models.bfloat16_speedup.cache_clear()
+    start = time.perf_counter()
+    assert models.bfloat16_speedup() > 0
+    assert time.perf_counter() - start < 2, "every process that loads a model waits for it"
+
+
+@pytest.mark.alone
 def test_smollm2_reloads_quickly_and_knows_some_facts():
     import time
 
