@@ -1,13 +1,15 @@
 """Each warning caused for real: a fault switched on, a short run on the lab LM, and the monitor names it."""
 
+import copy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpo_tutorial.data import filters
 from dpo_tutorial.display.monitor import Monitor
-from dpo_tutorial.training import faults, records
+from dpo_tutorial.training import encode, faults, logps, models, records
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "record_groups"))
 import nb10
@@ -42,6 +44,21 @@ def test_a_flat_line_is_named_and_only_by_its_own_name(name):
 )
 def test_a_fault_is_named(switches, name):
     assert name in run(**switches).warnings
+
+
+def test_float32_arithmetic_on_bfloat16_weights_is_that_of_the_float32_model_with_these_weights():
+    stored, tokenizer = models.load("lab_lm", device="cpu", dtype=torch.bfloat16)
+    whole = copy.deepcopy(stored).float()
+    rows = faults.encode_rows(tokenizer, faults.pairs_of("as shipped", "train", 2))
+    batch = encode.collate(rows, pad_token_id=tokenizer.pad_token_id)
+    found = faults.in_float32(logps.completion_logps)(stored, batch)
+    expected = logps.completion_logps(whole, batch)
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    for mine, right in zip(stored.parameters(), whole.parameters(), strict=True):
+        assert mine.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.grad.float(), right.grad, rtol=1e-2, atol=1e-5)
 
 
 def test_what_is_written_warns_too():

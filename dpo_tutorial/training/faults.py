@@ -156,6 +156,22 @@ def score_nothing(model, batch) -> torch.Tensor:
     return logps.completion_logps(model, batch) * 0.0
 
 
+class _InFloat32:
+    """A model called with float32 copies of its weights; gradients reach the weights as they are stored."""
+
+    def __init__(self, model):
+        self.model, self.device = model, model.device
+        self.weights = {name: weight.float() for name, weight in model.named_parameters()}
+
+    def __call__(self, **inputs):
+        return torch.func.functional_call(self.model, self.weights, kwargs=inputs)
+
+
+def in_float32(logps_of: Callable) -> Callable:
+    """``logps_of`` with float32 arithmetic on weights that stay bfloat16, for processors that emulate bfloat16."""
+    return lambda model, batch: logps_of(_InFloat32(model), batch)
+
+
 SCORED = {"completion": logps.completion_logps, "prompt too": score_all, "nothing": score_nothing}
 
 
@@ -273,7 +289,8 @@ def _lab_lm(dtype: str):
 def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:
     """Train the lab LM on ``HEALTHY`` settings but for ``switches``, watched by a monitor.
 
-    Switches are the keys of ``HEALTHY``. ``dtype`` is that of the weights; ``rank`` > 0 trains LoRA; ``eos`` is
+    Switches are the keys of ``HEALTHY``. ``dtype`` is that of the weights (the arithmetic of
+    bfloat16 ones is float32's where that is faster); ``rank`` > 0 trains LoRA; ``eos`` is
     how many EOS tokens end a response; ``reference`` is "start" (right), "policy" (moves along), "before SFT"
     (the policy has had an epoch of SFT, the reference has not) or "misaligned" (its cache is off by one row).
 
@@ -303,6 +320,8 @@ def train(*, seed: int, monitor: Monitor | None = None, **switches) -> Trained:
 def _train(policy, reference, tokenizer, rows, heldout, setting, monitor) -> None:
     """The run itself; the monitor keeps its numbers."""
     logps_of = SCORED[setting["scored"]]
+    if setting["dtype"] == "bfloat16" and models.bfloat16_speedup() < 1:
+        logps_of = in_float32(logps_of)  # what is lost is lost where the weights are stored
     cache = partial(loop.reference_logps, pad_token_id=tokenizer.pad_token_id, logps_of=logps_of)
     ref_logps = cache(reference, rows)
     if setting["reference"] == "policy":
