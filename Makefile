@@ -49,9 +49,12 @@ unit: $(STAMP) model
 	@echo "Those that measure time, and the browser, one by one ..."
 	@$(OFFLINE) $(RUN) -m pytest -m alone tests
 
+NBVAL := -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 notebooks
 notebooks-check: $(STAMP) model unit
-	@echo "Every notebook, run again and compared with its stored output (up to 20 minutes) ..."
-	@$(OFFLINE) $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 notebooks
+	@echo "Every notebook, run again and compared with its stored output (some 20 minutes) ..."
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(NBVAL) -n $(WORKERS) --dist loadfile -m "not alone"
+	@echo "Those that measure time, or train for minutes on both cores, one by one ..."
+	@$(OFFLINE) $(RUN) $(NBVAL) -m alone
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

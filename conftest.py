@@ -1,11 +1,19 @@
-"""The last lines of a test run: which cells could not be checked here, and what is missing for that."""
+"""Which notebooks run alone; and the last lines of a test run: which cells could not be checked here, and why."""
 
 import os
 from pathlib import Path
 
 import nbformat
+import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parent / "notebooks"
+ALONE = ("09", "12", "16")  # 09 trains for minutes on both cores; 12 and 16 measure time
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.name.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
 
 
 def unchecked() -> list[str]:

@@ -33,9 +33,9 @@ def nonsense_for_a_third(comparisons):
     ]
 
 
-def run(judge=longer, policies=None, **options):
+def run(judge=longer, policies=None, prompts=PROMPTS, **options):
     policies = policies or {"long": long, "short": short}
-    return compare.compare(policies, PROMPTS, judge, judge_name="test", **options)
+    return compare.compare(policies, prompts, judge, judge_name="test", **options)
 
 
 def test_every_pair_prompt_and_seed_is_a_row():
@@ -176,10 +176,21 @@ def test_the_page_says_what_the_numbers_say():
     assert "control for length" in "".join(Parsed(page(longer)).text)
 
 
-def page(judge):
+@pytest.mark.parametrize(
+    ("prompts", "decided", "few"), [(3, False, True), (5, False, True), (6, True, True), (20, True, False)]
+)
+def test_the_page_says_better_only_where_the_sign_test_agrees(prompts, decided, few):
+    """All outcomes alike: the bootstrap's interval is 100 to 100 % however few they are; p is .03 at six wins."""
+    text = "".join(Parsed(page(longer, PROMPTS[:prompts])).text)
+    assert "100 to 100 %" in text and ("long is better than short" in text) == decided
+    assert ("not decided, the interval excludes a half" in text) != decided
+    assert (f"Only {prompts} prompts with a verdict" in text) == few
+
+
+def page(judge, prompts=PROMPTS):
     items = capabilities.load_items().head(20).assign(p=0.5, margin=0.0)[["id", "family", "p", "margin"]]
     changed = capabilities.compare(items, items.assign(p=0.4))
-    return report_html.report(run(judge), title="t", judge_name="j", capabilities=changed)
+    return report_html.report(run(judge, prompts=prompts), title="t", judge_name="j", capabilities=changed)
 
 
 def test_lines_of_the_file_are_json(tmp_path):

@@ -113,6 +113,7 @@ def test_reward_at_a_kl_is_read_between_the_finished_runs_of_a_seed():
     assert book.at_kl(groups, [2.5**2], starts)[0] == pytest.approx([0.55, 0.45, 0.65])
     assert book.at_kl(groups, [1.0], starts)[0] == pytest.approx([0.45, 0.35, 0.55])
     assert book.at_kl(groups, [25.0], starts)[0] == pytest.approx([0.6, 0.5, 0.7])
+    assert book.at_kl(groups, [1.0], starts, power=1)[0] == pytest.approx([0.425, 0.325, 0.525])
 
 
 def test_a_gap_is_separated_when_three_seeds_agree_and_its_interval_excludes_zero():
@@ -124,6 +125,16 @@ def test_a_gap_is_separated_when_three_seeds_agree_and_its_interval_excludes_zer
     assert book.gap([[0.9, 0.88, 0.92]], [narrow]).sign == 0, "one seed decides nothing"
     halved = book.gap([[0.6, 0.58, 0.62]] * 3, [narrow] * 3, scale=2)
     assert halved.mean == pytest.approx(0.05)
+
+
+def test_a_gap_at_equal_kl_is_separated_only_where_both_ways_of_reading_it_agree():
+    frontier, starts = [[finished([0.6, 0.59, 0.61], 4.0)] * 3], [[0.4, 0.39, 0.41]] * 3
+    torn, clear = (
+        book.gap_at_kl([finished([r, r - 0.01, r + 0.01], 1.0)] * 3, frontier, starts) for r in (0.47, 0.55)
+    )
+    assert (torn.mean, torn.in_kl.mean) == pytest.approx((-0.03, 0.02)), "0.5 in the root of KL, 0.45 in KL"
+    assert torn.in_kl.sign == 1 and torn.sign == 0
+    assert clear.sign == 1
 
 
 def test_the_cost_table_says_who_never_got_there():

@@ -90,6 +90,13 @@ def test_notebook_has_the_house_shape(path):
     )
 
 
+@pytest.mark.parametrize("path", BOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_notebook_that_measures_time_runs_alone(path, request):
+    code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    alone = next(plugin.ALONE for plugin in request.config.pluginmanager.get_plugins() if hasattr(plugin, "ALONE"))
+    assert path.name.startswith(alone) or not re.search(r"perf_counter|process_time|%time|import time", code)
+
+
 def broken_sentences(source: str) -> list[str]:
     """Lines of a paragraph that Markdown reads as the beginning of a list: "in Figure", "1. Then"."""
     text = re.sub(r"\$\$.*?\$\$|```.*?```", "", source, flags=re.S)

@@ -47,4 +47,4 @@ def test_notebook_09_takes_the_readers_pairs(conversational, tmp_path, monkeypat
     )
     assert "your pairs: held-out margin" in printed and "no true reward here" in printed
     assert "the reloaded adapter gives the same log-probabilities" in printed
-    assert (tmp_path / "runs" / "nb09" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "runs" / "nb09" / "my" / "beta0.1_seed0" / "adapter" / "adapter_model.safetensors").exists()

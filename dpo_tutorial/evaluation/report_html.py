@@ -22,6 +22,8 @@ CONSISTENT, LENGTHY = (
     0.8,
     0.65,
 )  # where a warning begins: two verdicts in ten turn with the order; two in three go long
+FEW = 20  # below so many prompts the bootstrap's interval is too narrow
+LEVEL = 0.05  # of the sign test
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -44,7 +46,8 @@ def report(
         parts += [f"<h2>{_text(a)} against {_text(b)}</h2>", f"<p>{_sentence(a, b, row)}</p>"]
         if row["judged"]:
             parts.append(_picture(a, row))
-        parts += [_warnings(row), _counts(row), _examples(part, a, b, examples)]
+        prompts = part.loc[part["outcome"].notna(), "prompt_id"].nunique()
+        parts += [_warnings(row, prompts), _counts(row), _examples(part, a, b, examples)]
     if capabilities is not None:
         parts += ["<h2>What else changed</h2>", _capabilities(capabilities)]
     parts.append(_missing(compare.missing(table)))
@@ -90,15 +93,21 @@ def _head(table: pd.DataFrame, judge_name: str, settings: dict) -> str:
 
 
 def _sentence(a: str, b: str, row: pd.Series) -> str:
-    """The result in words; "better" only where the interval excludes a half."""
+    """The result in words; "better" only where the interval excludes a half and the sign test agrees.
+
+    The interval alone is not enough: where all of a few outcomes are alike, its two ends fall together.
+    """
     if not row["judged"]:
         return f"The judge gave no verdict on any of the {row['n']:.0f} comparisons: nothing can be said."
     percent = [f"{100 * row[name]:.0f}" for name in ("rate", "low", "high")]
     found = f"{_text(a)} wins {percent[0]} % (95 % interval {percent[1]} to {percent[2]} %, a tie is half a win)"
-    if row["low"] > 0.5 or row["high"] < 0.5:
+    if row["low"] <= 0.5 <= row["high"]:
+        return f"{found}: <strong>not decided</strong>, the interval holds a half."
+    if row["p_value"] < LEVEL:
         better, other = (a, b) if row["low"] > 0.5 else (b, a)
         return f"{found}: by this judge <strong>{_text(better)} is better than {_text(other)}</strong>."
-    return f"{found}: <strong>not decided</strong>, the interval holds a half."
+    coin = f"a coin splits the decided comparisons as unevenly with probability {row['p_value']:.2g}"
+    return f"{found}: <strong>not decided</strong>, the interval excludes a half, but {coin} (sign test)."
 
 
 def _picture(a: str, row: pd.Series) -> str:
@@ -120,10 +129,15 @@ def _picture(a: str, row: pd.Series) -> str:
     )
 
 
-def _warnings(row: pd.Series) -> str:
-    """What makes the rate doubtful, in words; empty if nothing does."""
+def _warnings(row: pd.Series, prompts: int) -> str:
+    """What makes the rate doubtful, in words; empty if nothing does. ``prompts``: those with a verdict."""
     share = 100 * row[SHARES].astype(float)
     found = []
+    if 0 < prompts < FEW:
+        found.append(
+            f"Only {prompts} prompt{'s' if prompts > 1 else ''} with a verdict: below {FEW} the interval is too "
+            "narrow, since prompts that are drawn again cannot show what these few did not."
+        )
     if row["missing"]:
         found.append(
             f"{row['missing']:.0f} of {row['n']:.0f} comparisons have no verdict and are left out, not counted as "

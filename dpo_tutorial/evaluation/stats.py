@@ -62,7 +62,8 @@ def win_rate(outcomes, clusters=None, *, level: float = 0.95, repetitions: int =
 
     Returns:
         ``p_value`` is the exact sign test on the wins and losses (ties left out), two-sided; it treats
-        outcomes as independent.
+        outcomes as independent. With few clusters, or outcomes that are all alike, the interval is too narrow (three
+        wins of three: 1 to 1): then use :func:`proportion_interval` on one outcome per prompt.
 
     >>> result = win_rate([1, 1, 1, 0, 0.5, 0.5])
     >>> result.rate, result.rate_without_ties, result.ties

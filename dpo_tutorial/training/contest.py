@@ -53,6 +53,7 @@ SINGLE = {"judge_labels": "unary"}  # of each pair one response is seen, called 
 SMALL = {"judge_layers": 1}
 EXTRAS = {
     "DPO, cut": METHODS["DPO"] | {"learning_rate": 1e-3, "cut": 10, "measure_at": []},
+    "DPO, between": METHODS["DPO"] | {"learning_rate": 5.7e-4, "measure_at": []},  # where PPO's lower rate ends
     "P(positive) + PPO": METHODS["true reward + PPO"] | {"reward": "true"},
     "DPO, noise": METHODS["DPO"] | NOISE,
     "DPO, long": METHODS["DPO"] | {"beta": 0.02, "learning_rate": 1e-3, "epochs": 3, "measure_at": [30, 60, 120]},

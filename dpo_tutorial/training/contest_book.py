@@ -55,11 +55,12 @@ class Gap:
     """A difference between two groups: one value per seed, and the interval of their mean.
 
     The interval takes both sides as independent, though they answer the same prompts: it is too wide rather than
-    too narrow.
+    too narrow. ``in_kl``: of a gap at equal KL, the same read in KL itself (:func:`at_kl`).
     """
 
     each: np.ndarray
     error: float
+    in_kl: "Gap | None" = None
 
     @property
     def mean(self) -> float:
@@ -67,9 +68,13 @@ class Gap:
 
     @property
     def sign(self) -> int:
-        """The sign where the difference is separated, else 0: three seeds agree and the interval excludes 0."""
+        """The sign where the difference is separated, else 0: three seeds agree and the interval excludes 0.
+
+        With ``in_kl`` it is separated only where that one is too, with the same sign.
+        """
         agree = len(self.each) >= 3 and len(set(np.sign(self.each))) == 1
-        return int(np.sign(self.mean)) if agree and abs(self.mean) > 1.96 * self.error else 0
+        own = int(np.sign(self.mean)) if agree and abs(self.mean) > 1.96 * self.error else 0
+        return own if self.in_kl is None or self.in_kl.sign == own else 0
 
     def __str__(self) -> str:
         low, high = self.mean - 1.96 * self.error, self.mean + 1.96 * self.error
@@ -94,7 +99,9 @@ def values(group: list[dict], name: str) -> list[list[float]]:
     return [run["final"][name] for run in group]
 
 
-def at_kl(groups: list[list[dict]], kls: list[float], starts: list[list[float]]) -> list[list[float]]:
+def at_kl(
+    groups: list[list[dict]], kls: list[float], starts: list[list[float]], *, power: float = 0.5
+) -> list[list[float]]:
     """The reward of a method at given KLs, a seed each, between its finished runs; beyond the last, that one's.
 
     Interpolated in the square root of KL, in which the optimum's reward grows about linearly near the reference
@@ -102,19 +109,26 @@ def at_kl(groups: list[list[dict]], kls: list[float], starts: list[list[float]])
 
     Args:
         groups: the method's groups, one per setting; ``starts``: the reference's reward of each seed.
+        power: of KL, in which it is interpolated; 1 for the chord.
     """
     found = []
     for seed, (kl, start) in enumerate(zip(kls, starts, strict=True)):
         points = sorted([(0.0, start), *((g[seed]["final"]["kl"][0], g[seed]["final"]["reward"]) for g in groups)])
-        known, rewards = np.sqrt([k for k, _ in points]), np.array([reward for _, reward in points])
-        found.append([float(np.interp(np.sqrt(kl), known, rewards[:, column])) for column in range(3)])
+        known, rewards = np.array([k for k, _ in points]) ** power, np.array([reward for _, reward in points])
+        found.append([float(np.interp(kl**power, known, rewards[:, column])) for column in range(3)])
     return found
 
 
 def gap_at_kl(group: list[dict], finished: list[list[dict]], starts: list[list[float]]) -> Gap:
     """True reward of ``group``'s finished runs minus what the groups ``finished`` of one method have at their KL."""
     kls = [run["final"]["kl"][0] for run in group]
-    return gap(values(group, "reward"), at_kl(finished, kls, starts))
+    return gap_to_frontier(values(group, "reward"), kls, finished, starts)
+
+
+def gap_to_frontier(rewards: list[list[float]], kls: list[float], finished: list[list[dict]], starts) -> Gap:
+    """``rewards`` at ``kls``, a seed each, minus what one method's groups ``finished`` have there (:func:`at_kl`)."""
+    root, chord = (gap(rewards, at_kl(finished, kls, starts, power=power)) for power in (0.5, 1.0))
+    return Gap(root.each, root.error, in_kl=chord)
 
 
 def spent(run: dict, *, method: str, share: float = 1.0) -> dict[str, dict[str, float]]:
@@ -213,6 +227,8 @@ def smollm2() -> pd.DataFrame:
         run = record["results"]
         rows["reference"] = dict(zip(("reward", "reward_low", "reward_high"), run["before"]["reward"], strict=True))
         add(f"DPO, {epochs:g} epoch{'s' * (epochs > 1)}", record, run["final"], method="DPO")
+    record = records.load("nb12_smollm2", contest_smollm2.DPO_BY_TRL)
+    add("DPO, 1 epoch, TRL's step", record, record["results"]["final"], method="DPO")
     for rate, config in contest_smollm2.RLOO.items():
         record, last = records.load("nb12_smollm2", config), config["iterations"]
         run = record["results"]

@@ -14,6 +14,7 @@ SHARED = {
     name: value for name, value in records.SENTIMENT_RUN.items() if name not in ("epochs", "eval_steps", "step")
 }
 DPO = {epochs: SHARED | {"arm": "dpo", "epochs": epochs, "step": "fast"} for epochs in (0.25, 1, 2)}
+DPO_BY_TRL = DPO[1] | {"step": "trl"}  # the same run by TRL's own step, for its seconds
 ROLLOUTS = {"iterations": 15, "samples": 32, "group": 4, "passes": 2, "minibatch": 32}
 RLOO = {
     rate: SHARED

@@ -3,6 +3,7 @@
 Notebook 11 trains one of them again; the adapters of one seed ship (data/beta_adapters, :func:`load_policy`).
 """
 
+import functools
 import itertools
 import math
 
@@ -89,22 +90,23 @@ def fresh(model, tokenizer, config: dict, *, samples: int, seed: int, prompts: i
 
 
 def train(config: dict, *, evaluate: bool = True):
-    """Train one cell of the sweep as notebook 09 does, by the fast step; returns TRL's trainer.
+    """Train one cell of the sweep as notebook 09 does; returns TRL's trainer.
 
     Args:
+        config: ``step`` is "fast" (notebook 16's) or "trl", TRL's own.
         evaluate: also measure loss and rewards of ``loss_pairs`` held-out pairs every ``eval_steps`` steps; the
             policy is the same without.
     """
     from dpo_tutorial.training import trl_bridge
-    from dpo_tutorial.training.trl_fast import FastDPOTrainer
+    from dpo_tutorial.training.trl_fast import DPOTrainer, FastDPOTrainer
 
     trl_bridge.quiet_libraries()
+    made = {"fast": functools.partial(FastDPOTrainer, full_metrics=False), "trl": DPOTrainer}[config["step"]]
     model, tokenizer = models.load_sft()
     frame = pairs.load(scoring.DATA_DIR / "pairs" / "sentiment_train.jsonl").head(config["pairs"])
     settings = {key: config[key] for key in records.DPO_SETTINGS if evaluate or key != "eval_steps"}
     heldout = trl_bridge.to_dataset(heldout_pairs(config).head(config["loss_pairs"])) if evaluate else None
-    trainer = FastDPOTrainer(
-        full_metrics=False,
+    trainer = made(
         model=model,
         args=trl_bridge.dpo_config(
             f"runs/nb11_{config['beta']}_{config['seed']}", **settings, eval_strategy="steps" if evaluate else "no"

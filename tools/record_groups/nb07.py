@@ -41,6 +41,10 @@ GRID = {
             ("all of three", 720, 240),
         )
     ],
+    "agreement at equal steps": [  # 720 pairs are trained on, as with one vote each
+        {"kind": "two samples", "label": label, "judged": judged, "pairs": 240, "epochs": 3}
+        for label, judged in (("majority of three", 240), ("all of three", 720))
+    ],
     "margin": [
         {"kind": "two samples", "label": "rating", "judged": 640, "keep_share": share, "pairs": kept}
         for share, kept in ((1, 640), (1, 160), (0.5, 160), (0.25, 160))

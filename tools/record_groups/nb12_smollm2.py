@@ -4,7 +4,7 @@ from dpo_tutorial.training import contest_smollm2
 
 
 def runs() -> list[dict]:
-    return [*contest_smollm2.DPO.values(), *contest_smollm2.RLOO.values()]
+    return [*contest_smollm2.DPO.values(), contest_smollm2.DPO_BY_TRL, *contest_smollm2.RLOO.values()]
 
 
 def run(config: dict) -> dict:

@@ -55,6 +55,7 @@ SHORT = {
     "measured": 4,
 }
 WHOLE = SHORT | {"prefer": "whole"}  # the same pairs, exchanged: what training does without that preference
+WORKED = SHORT | {"pairs": 0, "worked": 16}  # the worked solutions alone
 TOPICS = (
     """a bridge;a mirror;salt;a garden;music;a map;sleep;a clock;snow;paper;a market;the sea;a school;tea;a bicycle
 rain;a letter;glass;a library;honey;a train;wood;a festival;a lamp;soap;a window;bread;a doctor;wool;a
@@ -76,7 +77,7 @@ def runs() -> list[dict]:
     suite = [SUITE | {"adapter": name} for name in ("none", "sft", "dpo", *swept)]
     short = [START | {"taught": 0}, START]
     short += [SHORT | {"worked": worked, "seed": seed} for seed in (0, 1, 2) for worked in (0, 16)]
-    short += [WHOLE | {"seed": seed} for seed in (0, 1, 2)]
+    short += [control | {"seed": seed} for control in (WHOLE, WORKED) for seed in (0, 1, 2)]
     return [ALPACA, JUDGES, *suite, *short, EMBEDDING]
 
 
@@ -133,18 +134,29 @@ def embedding_judge(config: dict) -> dict:
     from dpo_tutorial.evaluation import benchmarks, stats
 
     frame, table = external.load("pandalm", network=False), benchmarks.pandalm_verdicts(network=False)
-    texts = [*frame["response1"].astype(str), *frame["response2"].astype(str), *benchmarks._references(frame["idx"])]
+    references = benchmarks._references(frame["idx"])
+    texts = [*frame["response1"].astype(str), *frame["response2"].astype(str), *references]
     one, two, reference = np.split(embeddings(texts, config), 3)
     cosines = [(side * reference).sum(1).round(5) for side in (one, two)]
     table["embedding"] = pd.array(benchmarks.verdicts(*cosines), dtype="Int64")
     right = {name: (table[name] == table["people"]).fillna(False).astype(float) for name in benchmarks.JUDGES}
     mine = (table["embedding"] == table["people"]).astype(float)
-    found = {name: stats.paired_difference(mine, right[name], table["instruction"]) for name in benchmarks.JUDGES}
+    written = np.array([text != "" for text in references])  # without one a rule that reads it finds a tie
+
+    def differences(rows):
+        found = {
+            name: stats.paired_difference(mine[rows], right[name][rows], table["instruction"][rows])
+            for name in benchmarks.JUDGES
+        }
+        return {name: [round(x, 4) for x in (v.mean, v.low, v.high)] for name, v in found.items()}
+
     counts = table.groupby(["people", "embedding"]).size().items()
     return {
         "against_people": benchmarks.against_people(table, ["embedding"]).round(4).loc["embedding"].to_dict(),
         "counts": [[int(p), int(j), int(n)] for (p, j), n in counts],
-        "differences": {name: [round(x, 4) for x in (v.mean, v.low, v.high)] for name, v in found.items()},
+        "differences": differences(np.full(len(table), True)),
+        "differences_with_reference": differences(written),
+        "with_reference": int(written.sum()),
     }
 
 
