@@ -79,6 +79,24 @@ def test_roles_and_alt_text_are_checked():
         plots.show(fig, " ")
 
 
+def test_dots_stand_at_the_means_and_their_bars_reach_to_the_extremes():
+    _, ax = plots.figure()
+    plots.dots(ax, "a|b,/c", np.array([[1.0, 0.1], [2.0, 0.1], [6.0, 0.1]]))
+    assert ax.lines[0].get_ydata().tolist() == pytest.approx([3, 0.1])
+    assert [bar[:, 1].tolist() for bar in ax.collections[0].get_segments()] == [[1, 6], pytest.approx([0.1, 0.1])]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b,\nc"]
+    with pytest.raises(ValueError, match="number of FixedLocator locations"):
+        plots.dots(ax, "a|b|c", np.ones((3, 2)))
+
+
+def test_a_logarithmic_axis_has_the_given_ticks_only():
+    _, ax = plots.figure()
+    ax.plot([40, 640], [0, 1])
+    plots.log_ticks(ax, [40, 640], "pairs")
+    assert ax.get_xscale() == "log" and ax.get_xticks().tolist() == [40, 640]
+    assert ax.get_xticks(minor=True).size == 0
+
+
 def test_the_course_has_17_notebooks_and_the_map_marks_those_to_come():
     entries = course.course()
     assert [entry["file"][:2] for entry in entries] == [f"{k:02d}" for k in range(17)]

@@ -17,6 +17,17 @@ def test_pull_is_minus_the_slope():
     assert torch.equal(loss_shapes.pull(lambda x: -3 * x, X), torch.full_like(X, 3))
 
 
+def test_the_ten_curves_are_the_losses_with_the_other_log_probabilities_zero():
+    curves, zero = loss_shapes.curves(0.5), torch.zeros(3).double()
+    assert len(curves) == 10
+    smoothed = losses.dpo(X, zero, zero, zero, beta=0.5, label_smoothing=0.2)
+    assert torch.allclose(curves["cdpo"](X), smoothed)
+    assert torch.allclose(curves["ipo"](X), (X - 1) ** 2)
+    assert torch.allclose(curves["kto, bad"](X), 1 - torch.sigmoid(0.5 * (1 - X)))
+    assert torch.allclose(curves["simpo"](X), -torch.nn.functional.logsigmoid(2 * X - 1))
+    assert torch.allclose(curves["orpo, odds term"](X), losses.dpo(X, zero, zero, zero, beta=1.0))
+
+
 @pytest.mark.parametrize("parameter", ["beta", "label_smoothing", "kl", "target_margin", "weight"])
 def test_every_family_has_its_slider(parameter, monkeypatch):
     shown = {}

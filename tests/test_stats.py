@@ -15,6 +15,22 @@ def test_counts_rates_and_sign_test():
     assert result.low < result.rate < result.high
 
 
+def test_the_sign_test_counts_a_prompt_once():
+    """Five prompts, three samples each: three prompts for A, one for B, one even."""
+    outcomes = [1, 1, 0] * 3 + [0, 0, 0.5] + [1, 0.5, 0]
+    result = stats.win_rate(outcomes, np.repeat(list("abcde"), 3))
+    assert (result.wins, result.ties, result.losses) == (7, 2, 6)
+    assert result.p_value == pytest.approx(oracle.binomtest(3, 4).pvalue)
+
+
+def test_the_sign_test_holds_its_level_when_samples_of_a_prompt_agree():
+    """A coin per prompt, repeated five times: p below .05 in at most one world of twenty, not in half of them."""
+    rng, prompts = np.random.default_rng(0), np.repeat(np.arange(30), 5)
+    worlds = [np.repeat(rng.integers(0, 2, 30), 5) for _ in range(300)]
+    found = np.array([[stats.win_rate(w, c, repetitions=2).p_value < 0.05 for c in (prompts, None)] for w in worlds])
+    assert found[:, 0].mean() <= 0.075 < 0.3 < found[:, 1].mean()
+
+
 def test_nothing_but_ties_is_a_half():
     result = stats.win_rate([0.5] * 8)
     assert (result.rate, result.rate_without_ties, result.low, result.high, result.p_value) == (

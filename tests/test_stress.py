@@ -77,3 +77,20 @@ def test_the_two_special_worlds():
     assert torch.allclose(world.ref_probs[:, -stress.JUNK :].sum(-1), torch.tensor(0.9).double())
     assert rows.weights.sum() == 50 and max(rows.chosen.max(), rows.rejected.max()) < 4
     tabular.pair_objective(losses.orpo, rows)
+
+
+def test_five_policies_and_their_lengths():
+    world = stress.world_with_lengths(1)
+    rows = world.population_preferences()
+    ones = torch.ones(len(rows)).double()
+    averaged = stress.per_token(lambda chosen, rejected: chosen - rejected, rows)(40 * ones, 40 * ones)
+    lengths = torch.tensor(stress.LENGTHS).double()
+    assert torch.equal(averaged, 40 / lengths[rows.chosen] - 40 / lengths[rows.rejected])
+    dpo, cpo = partial(losses.dpo, beta=0.5), partial(losses.cpo, beta=0.5)
+    simpo, orpo = partial(losses.simpo, beta=10.0, target_margin=1.0), partial(losses.orpo, weight=1.0)
+    policies = stress.five_policies(world, dpo, cpo, simpo, orpo, partial(losses.orpo, weight=0.0))
+    assert list(policies) == ["reference", "DPO", "CPO", "SimPO", "ORPO", "likelihood only"]
+    assert (policies["DPO"] - world.optimal_policy(0.5)).abs().max() < 1e-6
+    assert (policies["CPO"][:, ::2] - policies["CPO"][:, 1::2]).abs().max() < 1e-6
+    wins = rows.counts(*world.shape).sum(-1) / lengths  # the likelihood per token: wins over length
+    assert (policies["likelihood only"] - wins / wins.sum(-1, keepdim=True)).abs().max() < 1e-6

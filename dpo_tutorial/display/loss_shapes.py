@@ -56,14 +56,14 @@ def _zeros(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _families(beta: float) -> dict:
     """parameter -> (values, position at the start, curves of (x, value), a sentence for each value)."""
     dpo, ipo, hinge, robust = map(_zeros, (losses.dpo, losses.ipo, losses.hinge, losses.robust_dpo))
-    even, every = math.log(0.5), torch.ones(81, dtype=torch.bool)
+    even = math.log(0.5)
     smooth = {
         "cdpo": lambda x, e: dpo(x, beta=beta, label_smoothing=e),
         "robust_dpo": lambda x, e: robust(x, beta=beta, label_smoothing=e),
     }
     thumbs = {
-        "good": lambda x, z: losses.kto(x, 0 * x, every, z, beta=beta),
-        "bad": lambda x, z: losses.kto(x, 0 * x, ~every, z, beta=beta),
+        "good": lambda x, z: losses.kto(x, 0 * x, torch.ones_like(x, dtype=torch.bool), z, beta=beta),
+        "bad": lambda x, z: losses.kto(x, 0 * x, torch.zeros_like(x, dtype=torch.bool), z, beta=beta),
     }
     by_beta = {name: lambda x, b, f=f: f(x, beta=b) for name, f in (("dpo", dpo), ("ipo", ipo), ("hinge", hinge))}
     simpo = {"simpo": lambda x, g: losses.simpo(x, 0 * x, beta=2.0, target_margin=g)}
@@ -85,6 +85,32 @@ def _families(beta: float) -> dict:
         "kl": (grid(0, 6), 4, thumbs, lambda z: f"The pull is largest at a log-ratio of {z:.2f}."),
         "target_margin": (grid(0, 5), 4, simpo, lambda g: f"Half of the full pull at a difference of {g / 2:.2f}."),
         "weight": (grid(0, 3), 8, orpo, lambda w: "Over the log odds of the chosen; the rejected is even."),
+    }
+
+
+def curves(beta: float) -> dict[str, Curve]:
+    """The ten curves of notebook 05, each loss over its own coordinate: name -> function from (N,) to losses (N,).
+
+    Every log-probability but the first is zero. ``beta`` is for all losses but SimPO, whose beta is 2 and whose
+    target_margin 1; label_smoothing is 0.2, and KTO's kl 1. Of ORPO it is the odds term, over the log odds ratio.
+    """
+    families = _families(beta)
+
+    def at(parameter: str, name: str, value: float) -> Curve:
+        curve = families[parameter][2][name]
+        return lambda x: curve(x, value)
+
+    return {
+        "dpo": at("beta", "dpo", beta),
+        "cdpo": at("label_smoothing", "cdpo", 0.2),
+        "robust_dpo": at("label_smoothing", "robust_dpo", 0.2),
+        "ipo": at("beta", "ipo", beta),
+        "hinge": at("beta", "hinge", beta),
+        "kto, good": at("kl", "good", 1.0),
+        "kto, bad": at("kl", "bad", 1.0),
+        "cpo": lambda x: losses.cpo(x, 0 * x, beta=beta),
+        "simpo": at("target_margin", "simpo", 1.0),
+        "orpo, odds term": lambda x: -torch.nn.functional.logsigmoid(x),
     }
 
 

@@ -60,6 +60,27 @@ def band(ax, x, runs, **line_kwargs) -> None:
     ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
 
 
+def dots(ax, ticks: str, values) -> None:
+    """Conditions side by side: a dot at the mean over seeds, a bar from the smallest to the largest value.
+
+    Args:
+        ticks: the conditions' short names, separated by ``|``, a slash for a new line.
+        values: (seeds, conditions).
+    """
+    low, mean, high = values.min(axis=0), values.mean(axis=0), values.max(axis=0)
+    bars = [(mean - low).clip(min=0), (high - mean).clip(min=0)]
+    ax.errorbar(range(len(mean)), mean, yerr=bars, fmt="o", color=COLOURS["policy"], capsize=4)
+    ax.set_xticks(range(len(mean)), ticks.replace("/", "\n").split("|"), fontsize=8)
+    ax.set_xlim(-0.5, len(mean) - 0.5)
+
+
+def log_ticks(ax, ticks: list[float], label: str) -> None:
+    """A logarithmic x-axis with these ticks only."""
+    ax.set(xscale="log", xlabel=label)
+    ax.set_xticks(ticks, ticks)
+    ax.minorticks_off()
+
+
 def tokens(ax, rows: list[list[str]], scored: list[list[int]], *, roles: list[str], labels: list[str]) -> None:
     """Rows of tokens as boxes, the first row on top: filled in the role's colour where scored, white elsewhere.
 

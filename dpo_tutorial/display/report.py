@@ -127,7 +127,7 @@ def bfloat16_row(speedup: float, device: str) -> Row:
     if device != "cpu":
         return Row("bfloat16", f"fast on {device}", "any", True)
     verdict = "fast" if speedup > 1.3 else "no gain"
-    return Row("bfloat16", f"{verdict} on {device} ({speedup:.1f} times float32)", "any", True)
+    return Row("bfloat16", f"{verdict} on {device} ({speedup:.2f} times float32)", "any", True)
 
 
 def environment(folder: str | Path | None = None) -> list[Row]:

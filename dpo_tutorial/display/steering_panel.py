@@ -157,7 +157,7 @@ def steering_panel(
         raise ValueError(f"{len(first)} betas; a slider needs at least 3")
     panel = SteeringPanel(write, prompt, first, max_new_tokens)
     note = (
-        "A prompt box and a beta slider stand here when a kernel runs; the table shows the same text at five betas."
+        "A prompt box and a beta slider stand here when a kernel runs; the table shows the same prompt at five betas."
     )
     bundle = panel.box._repr_mimebundle_() | {
         "text/html": f"<p><em>{note}</em></p>",

@@ -162,7 +162,8 @@ def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         indexed by (model_a, model_b): ``n`` comparisons, ``judged`` of them; ``rate`` of A with ``low, high`` (95 %,
-        whole prompts drawn again), ``rate_without_ties``, ``wins, ties, losses``, ``p_value`` (sign test);
+        whole prompts drawn again), ``rate_without_ties``, ``wins, ties, losses``, ``p_value`` (sign test,
+        a prompt counts once);
         ``contradicted``, ``missing``; ``lowest, highest``: the rate if every missing comparison had been lost, or
         won; ``consistency`` and ``first_shown`` (share of decided verdicts that went to what was shown first);
         ``words_a, words_b`` and ``longer_wins`` (share of decided comparisons won by the longer text).

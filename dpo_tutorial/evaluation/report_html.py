@@ -18,10 +18,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: 13px/1.45
 @media print { body { margin: 0 } h2 { break-after: avoid } tr { break-inside: avoid } }
 """
 SHARES = ["lowest", "highest", "consistency", "first_shown", "longer_wins"]
-CONSISTENT, LENGTHY = (
-    0.8,
-    0.65,
-)  # where a warning begins: two verdicts in ten turn with the order; two in three go long
+CONSISTENT = 0.8  # where a warning begins: two verdicts in ten turn with the order
+LENGTHY = 0.65  # and two in three go to the longer answer
 FEW = 20  # below so many prompts the bootstrap's interval is too narrow
 LEVEL = 0.05  # of the sign test
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -106,7 +104,7 @@ def _sentence(a: str, b: str, row: pd.Series) -> str:
     if row["p_value"] < LEVEL:
         better, other = (a, b) if row["low"] > 0.5 else (b, a)
         return f"{found}: by this judge <strong>{_text(better)} is better than {_text(other)}</strong>."
-    coin = f"a coin splits the decided comparisons as unevenly with probability {row['p_value']:.2g}"
+    coin = f"a coin splits the prompts as unevenly with probability {row['p_value']:.2g}"
     return f"{found}: <strong>not decided</strong>, the interval excludes a half, but {coin} (sign test)."
 
 

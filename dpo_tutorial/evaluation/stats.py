@@ -13,7 +13,10 @@ from dpo_tutorial.theory import bradley_terry
 
 @dataclass(frozen=True)
 class WinRate:
-    """Outcome of a comparison. ``rate`` counts a tie as half a win; ``low`` and ``high`` bound it."""
+    """Outcome of a comparison. ``rate`` counts a tie as half a win; ``low`` and ``high`` bound it.
+
+    ``p_value``: the exact sign test, in which every cluster speaks once.
+    """
 
     rate: float
     rate_without_ties: float
@@ -61,13 +64,19 @@ def win_rate(outcomes, clusters=None, *, level: float = 0.95, repetitions: int =
         level, repetitions, seed: of the cluster bootstrap.
 
     Returns:
-        ``p_value`` is the exact sign test on the wins and losses (ties left out), two-sided; it treats
-        outcomes as independent. With few clusters, or outcomes that are all alike, the interval is too narrow (three
-        wins of three: 1 to 1): then use :func:`proportion_interval` on one outcome per prompt.
+        ``p_value`` is the exact sign test, two-sided, on the clusters: one with more wins than losses counts for A,
+        one with more losses for B, an even one is left out as a tie is. Without ``clusters`` every outcome is one.
+        With few clusters, or outcomes that are all alike, the interval is too narrow (three wins of three: 1 to 1):
+        then use :func:`proportion_interval` on one outcome per prompt.
 
     >>> result = win_rate([1, 1, 1, 0, 0.5, 0.5])
     >>> result.rate, result.rate_without_ties, result.ties
     (0.6666666666666666, 0.75, 2)
+
+    Six samples of one prompt say no more than one; six prompts do:
+
+    >>> win_rate([1] * 6, ["a"] * 6).p_value, win_rate([1] * 6).p_value
+    (1.0, 0.03125)
     """
     values = np.asarray(outcomes, float)
     wrong = [k for k, value in enumerate(values) if value not in (0.0, 0.5, 1.0)]
@@ -76,9 +85,10 @@ def win_rate(outcomes, clusters=None, *, level: float = 0.95, repetitions: int =
         raise ValueError(f"{first}; accepted are 1 (win), 0.5 (tie), 0 (loss)")
     wins, ties, losses = (int((values == mark).sum()) for mark in (1.0, 0.5, 0.0))
     low, high, _ = _bootstrap(values, clusters, level, repetitions, seed)
-    decided = wins + losses
-    p_value = float(stats.binomtest(wins, decided).pvalue) if decided else 1.0
-    without = wins / decided if decided else 0.5
+    net = np.sign(_cluster_sums(values - 0.5, clusters)[0])
+    split = int((net > 0).sum()), int((net != 0).sum())
+    p_value = float(stats.binomtest(*split).pvalue) if split[1] else 1.0
+    without = wins / (wins + losses) if wins + losses else 0.5
     return WinRate(float(values.mean()), without, low, high, wins, ties, losses, p_value)
 
 

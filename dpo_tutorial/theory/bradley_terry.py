@@ -58,7 +58,7 @@ def fit(
 
     Source: Bradley and Terry 1952; the conditions for a maximum are Ford's, 1957; DPO paper Eqs. 1, 2 (2305.18290).
 
-    Ties. ``"half"`` counts a tie as half a win for each side: the convention of most leaderboards, simple and always
+    Ties. ``"half"`` counts a tie as half a win for each side: a common convention, simple and always
     defined, and the default for that. It is not the likelihood of any model of ties, and it pulls rewards together
     when ties are drawn from Davidson's model. ``"davidson"`` (Davidson 1970) fits win : loss : tie =
     e^{r_i} : e^{r_j} : nu e^{(r_i + r_j) / 2} with nu; when ties come from that model it recovers the rewards, as

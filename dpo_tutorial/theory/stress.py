@@ -174,6 +174,37 @@ def world_with_lengths(seed: int, *, long_bonus: float = 0.0) -> finite.FiniteWo
     return finite.FiniteWorld(quality.repeat_interleave(2, 1) + bonus, torch.softmax(logits, -1))
 
 
+def per_token(loss: Callable[..., Tensor], rows: finite.Preferences) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of averaged log-probabilities as one of summed ones, for the N pairs of ``rows``: (N,), (N,) -> (N,).
+
+    Each is divided by the length of its response: avg_logps = logps / |y|, with |y| from :data:`LENGTHS`.
+    """
+    lengths = torch.tensor(LENGTHS, dtype=torch.float64)
+    return lambda chosen, rejected: loss(chosen / lengths[rows.chosen], rejected / lengths[rows.rejected])
+
+
+def five_policies(
+    world: finite.FiniteWorld,
+    dpo: Callable[..., Tensor],
+    cpo: Callable[..., Tensor],
+    simpo: Callable[..., Tensor],
+    orpo: Callable[..., Tensor],
+    likelihood: Callable[..., Tensor],
+) -> dict[str, Tensor]:
+    """The reference of a :func:`world_with_lengths`, and what five losses make of it: name -> (P, R) probabilities.
+
+    Each starts at the reference and minimises its mean over the population preferences, to the end. DPO alone has a
+    reference in its loss; SimPO, ORPO and its likelihood take log-probabilities :func:`per_token`.
+    """
+    rows = world.population_preferences()
+    trained = {"DPO": dpo, "CPO": cpo, "SimPO": per_token(simpo, rows), "ORPO": per_token(orpo, rows)}
+    policies = {"reference": world.ref_probs}
+    for name, loss in (trained | {"likelihood only": per_token(likelihood, rows)}).items():
+        objective = tabular.pair_objective(loss, rows, world.ref_logps if name == "DPO" else None)
+        policies[name] = tabular.fit(tabular.TablePolicy(world.ref_logps), objective).policy
+    return policies
+
+
 def world_with_junk(seed: int, n: int) -> tuple[finite.FiniteWorld, finite.Preferences]:
     """A base model's world, and ``n`` comparisons in it: 90 % of the reference is on two responses no pair mentions.
 

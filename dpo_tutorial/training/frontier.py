@@ -176,7 +176,9 @@ def effective_beta(delta_logratios: torch.Tensor) -> float:
     """The beta at which a policy's log-ratio differences predict the preferences best.
 
     Minimises the mean of -log sigmoid(b * delta) over b > 0. A policy that is optimal at beta is calibrated there,
-    so b = beta; one that has not moved far enough for its beta looks like the optimum of a larger one.
+    so b = beta; one that has not moved far enough for its beta looks like the optimum of a larger one. That is so for
+    preferences drawn with Bradley-Terry's noise; without noise no policy is optimal, and b is only the scale at which
+    the differences are neither too bold nor too timid.
 
     Raises:
         ValueError: every difference has one sign, so that no finite b is best.
