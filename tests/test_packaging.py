@@ -252,3 +252,13 @@ def test_what_is_still_to_come_says_so(tmp_path):
     os.utime(tmp_path / ".venv/.installed", (2e9, 2e9))
     done = make(tmp_path, "bench")
     assert done.returncode and "benchmarks/dpo_step.py is not built yet." in done.stdout
+
+
+def test_a_script_that_a_notebook_wrote_is_not_collected(tmp_path):
+    """Notebook 16 writes one; collected for its doctests it would run, and a second ``make test`` would fail."""
+    for folder in ("runs", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.py").write_text("import sys\n\nsys.argv[100]\n")
+    collect = [sys.executable, "-m", "pytest", "-c", str(REPO / "pyproject.toml"), "--collect-only", str(tmp_path)]
+    shown = subprocess.run(collect, capture_output=True, text=True, cwd=REPO).stdout
+    assert "other/train.py" in shown and "runs/train.py" not in shown
