@@ -130,9 +130,8 @@ def recorded_sweep(by_beta: dict, reference: dict):
         ratios = np.array([[run["final"][key] / reference[key] for run in runs] for runs in by_beta.values()]).T
         plots.band(axes[1], list(by_beta), ratios, **plots.line(role, label=label))
     axes[1].axhline(1, **plots.line("reference", label="reference"))
-    axes[1].set(xscale="log", xticks=list(by_beta), xlabel="beta", ylabel="relative to the reference")
-    axes[1].set_xticklabels([f"{beta:g}" for beta in by_beta])
-    axes[1].minorticks_off()
+    axes[1].set(ylabel="relative to the reference")
+    plots.log_ticks(axes[1], list(by_beta), "beta")
     axes[0].legend(fontsize=8)
     axes[1].legend(fontsize=8, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1))  # inside it would lie on a band
     return fig

@@ -77,7 +77,7 @@ def dots(ax, ticks: str, values) -> None:
 def log_ticks(ax, ticks: list[float], label: str) -> None:
     """A logarithmic x-axis with these ticks only."""
     ax.set(xscale="log", xlabel=label)
-    ax.set_xticks(ticks, ticks)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
 
 

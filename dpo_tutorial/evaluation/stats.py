@@ -46,13 +46,12 @@ def _cluster_sums(values: np.ndarray, clusters) -> tuple[np.ndarray, np.ndarray]
     return np.bincount(codes, weights=values), np.bincount(codes)
 
 
-def _bootstrap(values: np.ndarray, clusters, level: float, repetitions: int, seed: int) -> tuple[float, float, int]:
-    """Percentile interval of the mean when whole clusters are drawn again: (low, high, number of clusters)."""
-    sums, sizes = _cluster_sums(values, clusters)
+def _bootstrap(sums: np.ndarray, sizes: np.ndarray, level: float, repetitions: int, seed: int) -> tuple[float, float]:
+    """Percentile interval (low, high) of the mean when whole clusters, (C,) and (C,), are drawn again."""
     picks = np.random.default_rng(seed).integers(len(sums), size=(repetitions, len(sums)))
     means = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high), len(sums)
+    return float(low), float(high)
 
 
 def win_rate(outcomes, clusters=None, *, level: float = 0.95, repetitions: int = 4000, seed: int = 0) -> WinRate:
@@ -84,8 +83,9 @@ def win_rate(outcomes, clusters=None, *, level: float = 0.95, repetitions: int =
         first = f"outcome {wrong[0]} is {values[wrong[0]]}" if wrong else "there are no outcomes"
         raise ValueError(f"{first}; accepted are 1 (win), 0.5 (tie), 0 (loss)")
     wins, ties, losses = (int((values == mark).sum()) for mark in (1.0, 0.5, 0.0))
-    low, high, _ = _bootstrap(values, clusters, level, repetitions, seed)
-    net = np.sign(_cluster_sums(values - 0.5, clusters)[0])
+    sums, sizes = _cluster_sums(values, clusters)
+    low, high = _bootstrap(sums, sizes, level, repetitions, seed)
+    net = np.sign(2 * sums - sizes)
     split = int((net > 0).sum()), int((net != 0).sum())
     p_value = float(stats.binomtest(*split).pvalue) if split[1] else 1.0
     without = wins / (wins + losses) if wins + losses else 0.5
@@ -103,8 +103,9 @@ def paired_difference(
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"shapes are {a.shape} and {b.shape}; give two equally long one-dimensional arrays")
-    low, high, count = _bootstrap(a - b, clusters, level, repetitions, seed)
-    return Difference(float((a - b).mean()), low, high, count)
+    sums, sizes = _cluster_sums(a - b, clusters)
+    low, high = _bootstrap(sums, sizes, level, repetitions, seed)
+    return Difference(float((a - b).mean()), low, high, len(sums))
 
 
 def across_seeds(one, other) -> tuple[Difference, int]:

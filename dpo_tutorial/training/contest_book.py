@@ -30,11 +30,6 @@ def grid() -> dict[tuple[str, float], list[dict]]:
     return {(m, r): recorded(METHODS[m] | {"learning_rate": r}, seeds[m, r]) for m, r in keys}
 
 
-def peak_memory(config: dict, seeds=SEEDS) -> list[float]:
-    """Peak resident memory in GB of the processes that made the runs, libraries and measuring included."""
-    return [records.load("nb12", config | {"seed": seed})["peak_gb"] for seed in seeds]
-
-
 def ends(group: list[dict]) -> pd.DataFrame:
     """A row per seed: what the finished policies write on held-out prompts."""
     rows = [[run["final"][name][0] for name in ("reward", "kl", "proxy")] for run in group]
